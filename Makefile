@@ -1,0 +1,77 @@
+# Every target makes the virtual environment it needs, and installs only when pyproject.toml or constraints.txt changed.
+#   PYTHON=python3.12    the interpreter to make environments with (3.11 or later)
+#   PIP_ARGS="..."       passed on to pip, for example --find-links=DIR for a folder with a CPU build of torch
+#   ARGS="..."           passed on to pytest, or to the demo
+PYTHON ?= python3
+PIP_ARGS ?=
+ARGS ?=
+
+PETALS := petals==2.2.0.post1
+VENV := .venv
+STAMP := $(VENV)/.installed
+MANIFEST := pyproject.toml constraints.txt
+NO_LIVE := -m "not live" --ignore=tests/live
+
+.DEFAULT_GOAL := help
+.PHONY: help demo check format test test-live latest oldest constraints clean
+.DELETE_ON_ERROR:
+
+help:  ## show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: $(STAMP)  ## three block servers on this machine answer a question
+	$(VENV)/bin/geopetals demo $(ARGS)
+
+check: $(STAMP)  ## lint, formatting, types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(STAMP)  ## reformat the code and mend what ruff can mend
+	$(VENV)/bin/ruff check --fix-only .
+	$(VENV)/bin/ruff format .
+
+test: $(STAMP)  ## all tests that need no live swarm
+	$(VENV)/bin/pytest $(NO_LIVE) $(ARGS)
+
+test-live: $(STAMP)  ## tests on real swarms of separate processes
+	$(VENV)/bin/pytest -m live tests/live $(ARGS)
+
+latest: .venv-latest/.installed  ## the tests on the newest releases, without constraints
+	.venv-latest/bin/pytest $(NO_LIVE) $(ARGS)
+
+oldest: .venv-oldest/.installed  ## the tests on the lower bounds in pyproject.toml
+	.venv-oldest/bin/pytest $(NO_LIVE) $(ARGS)
+
+constraints: $(STAMP)  ## write down the versions in .venv as the tested ones
+	$(VENV)/bin/python -m pip freeze --all --exclude-editable --exclude pip \
+		| sed -E 's/\+[a-z0-9.]+$$//' > constraints.txt
+	touch $(STAMP)
+
+clean:  ## remove the environments and all caches
+	rm -rf .venv .venv-latest .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# $(1) environment, $(2) what else pip is told
+define install
+	test -x $(1)/bin/pip || $(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(2) $(PIP_ARGS) --editable ".[dev]"
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(PETALS)
+	touch $@
+endef
+
+$(STAMP): $(MANIFEST)
+	@echo "Installing into $(VENV): this takes some minutes the first time."
+	$(call install,$(VENV),--constraint constraints.txt)
+
+# Rebuilt at each call: what is newest changes without any file here changing.
+.PHONY: .venv-latest/.installed
+.venv-latest/.installed:
+	$(call install,.venv-latest,--upgrade --upgrade-strategy eager)
+
+# Each dependency in pyproject.toml at its lower bound, what those need at its newest.
+.venv-oldest/.installed: $(MANIFEST)
+	rm -rf .venv-oldest
+	$(PYTHON) -m venv .venv-oldest
+	sed -nE 's/^ +"([A-Za-z0-9_.-]+)>=([0-9.]+).*/\1==\2/p' pyproject.toml > .venv-oldest/constraints.txt
+	$(call install,.venv-oldest,--constraint .venv-oldest/constraints.txt)

@@ -1,0 +1,70 @@
+"""`geopetals chat`: a conversation in the terminal."""
+
+import argparse
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+from geopetals.cli.generate import add_sampling_arguments, add_swarm_arguments, open_model, sampling
+from geopetals.errors import SwarmFailure
+
+HELP = "talk with a model that a swarm serves"
+_HELP_TEXT = "/reset forgets the conversation, /quit leaves, Ctrl-C stops an answer"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_swarm_arguments(parser)
+    add_sampling_arguments(parser)
+    parser.add_argument("--system", help="instructions to the model, before the conversation")
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from geopetals.client.conversation import Conversation
+
+    model, tokenizer = open_model(args)
+    try:
+        if args.seed is not None:
+            torch.manual_seed(args.seed)
+        conversation = Conversation(model, tokenizer, system=args.system)
+        print(_HELP_TEXT, file=sys.stderr)
+        _talk(conversation, {"max_new_tokens": args.max_new_tokens, **sampling(args)})
+        conversation.reset()
+    finally:
+        model.close()
+    return 0
+
+
+def _talk(conversation: Any, options: dict[str, Any]) -> None:
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if line in ("/quit", "/exit"):
+            return
+        if line == "/reset":
+            conversation.reset()
+            print("(forgotten)", file=sys.stderr)
+        elif line == "/help":
+            print(_HELP_TEXT, file=sys.stderr)
+        elif line:
+            _answer(conversation, line, options)
+
+
+def _answer(conversation: Any, line: str, options: dict[str, Any]) -> None:
+    """Ctrl-C while the answer comes ends the answer at a token boundary, so that the conversation can go on."""
+
+    def stop(signal_number: int, frame: FrameType | None) -> None:
+        conversation.stop()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        conversation.say(line, echo=sys.stdout, **options)
+    except SwarmFailure as error:
+        print(f"\n(no answer: {error})", file=sys.stderr)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,74 @@
+"""Parsers of option values that several commands share; argparse shows their sentence and leaves with code 2."""
+
+import argparse
+import re
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+_UNITS = {"": 1, **{f"{p}B": 1000**n for n, p in enumerate(("", "K", "M", "G", "T"))}}
+_UNITS |= {f"{p}{suffix}": 1024**n for n, p in enumerate(("K", "M", "G", "T"), 1) for suffix in ("IB", "I")}
+_UNITS |= {p: 1000**n for n, p in enumerate(("K", "M", "G", "T"), 1)}
+_DTYPE_ALIASES = {
+    "fp32": "float32",
+    "f32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "f16": "float16",
+    "half": "float16",
+}
+
+
+def span(text: str) -> tuple[int, int]:
+    """`START:END` as the half-open span of blocks [start, end); whether the model has them the command checks."""
+    match = re.fullmatch(r"\s*(\d{1,6}):(\d{1,6})\s*", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no span of blocks: write START:END, for example 0:10 for the first ten."
+        )
+    start, end = int(match[1]), int(match[2])
+    if start >= end:
+        raise argparse.ArgumentTypeError(f"{text!r} holds no block: END is not included, so it must be above START.")
+    return start, end
+
+
+def size(text: str) -> int:
+    """An amount of memory in bytes: `800MB` and `0.8GB` count in thousands, `4GiB` in 1024s, a bare number in bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    factor = _UNITS.get(match[2].upper()) if match else None
+    if match is None or factor is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write a number and a unit, for example 4GiB or 800MB.")
+    amount = int(float(match[1]) * factor)
+    if amount < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than one byte: write a size like 4GiB or 800MB.")
+    return amount
+
+
+def dtype_name(text: str) -> str:
+    """One of DTYPES; the usual short forms (bf16, fp16, ...) and a `torch.` in front are understood."""
+    name = text.strip().lower().removeprefix("torch.")
+    name = _DTYPE_ALIASES.get(name, name)
+    if name not in DTYPES:
+        raise argparse.ArgumentTypeError(f"{text!r} is no supported dtype: choose one of {', '.join(DTYPES)}.")
+    return name
+
+
+def device_name(text: str) -> str:
+    """`cpu`, `cuda` or `cuda:N`; whether the machine has it is checked where torch is loaded."""
+    name = text.strip().lower()
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+        raise argparse.ArgumentTypeError(f"{text!r} is no supported device: choose cpu, cuda or cuda:N.")
+    return name
+
+
+def port(text: str) -> int:
+    """A TCP port; 0 lets the operating system choose."""
+    if not re.fullmatch(r"\d{1,5}", text) or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: write a number from 0 (any free one) to 65535.")
+    return int(text)
+
+
+def positive_int(text: str) -> int:
+    """A count of at least one."""
+    if not re.fullmatch(r"\d{1,12}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count: write a whole number of at least 1.")
+    return int(text)

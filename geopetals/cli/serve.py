@@ -1,0 +1,82 @@
+"""`geopetals serve`: one block server on this machine."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from geopetals.cli import options
+from geopetals.errors import UnsupportedInput
+
+if TYPE_CHECKING:
+    pass
+
+HELP = "serve some blocks of a model to a swarm"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", help="Hub id or local directory; default: the model of the token")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--join", metavar="TOKEN", help="join the swarm that this token is from")
+    where.add_argument("--new-swarm", action="store_true", help="start a swarm (the default without --join)")
+    parser.add_argument(
+        "--blocks", type=options.span, metavar="START:END", help="default: those the swarm serves least"
+    )
+    add_resource_arguments(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=options.port, default=0, help="TCP port (default: a free one)")
+    parser.add_argument("--public-ip", metavar="IP", help="address to announce, where --host is not what others see")
+    parser.add_argument("--name", help="name to show to others")
+    parser.add_argument(
+        "--identity", type=Path, metavar="FILE", help="key that keeps this server's peer id; made if absent"
+    )
+
+
+def add_resource_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
+    parser.add_argument(
+        "--device", type=options.device_name, help="cpu, cuda or cuda:N (default: a GPU if there is one)"
+    )
+    parser.add_argument(
+        "--dtype", type=options.dtype_name, help="float32, bfloat16 or float16 (default: float32 on a CPU)"
+    )
+    parser.add_argument(
+        "--memory",
+        type=options.size,
+        metavar="SIZE",
+        help="limit for weights and attention cache, like 4GiB (default: 80%% of what is free)",
+    )
+    parser.add_argument(
+        "--kv-cache-tokens",
+        type=options.positive_int,
+        metavar="N",
+        help="tokens each block can hold (default: 16384 with grouped heads, else 4096)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from geopetals.cli.serving import serve_until_signal
+    from geopetals.join_token import JoinToken
+
+    token = JoinToken.decode(args.join) if args.join else None
+    model = args.model or (token.model if token is not None else None)
+    if model is None:
+        raise UnsupportedInput("say which model to serve, or give the token of a swarm with --join.")
+    from geopetals.swarm.network import load_identity
+    from geopetals.swarm.server import ServerConfig
+
+    config = ServerConfig(
+        model=model,
+        token=token,
+        blocks=args.blocks,
+        host=args.host,
+        port=args.port,
+        public_ip=args.public_ip,
+        name=args.name,
+        identity=load_identity(args.identity) if args.identity else None,
+        revision=args.revision,
+        device=args.device,
+        dtype=args.dtype,
+        memory_bytes=args.memory,
+        kv_cache_tokens=args.kv_cache_tokens,
+    )
+    return serve_until_signal(config, args.model or model)

@@ -1,0 +1,66 @@
+"""`geopetals up`: a whole swarm on this machine."""
+
+import argparse
+import shlex
+import signal
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from geopetals.cli import options
+from geopetals.cli.serve import add_resource_arguments
+from geopetals.errors import SwarmFailure
+from geopetals.progress import Console
+from geopetals.units import in_units
+
+if TYPE_CHECKING:
+    from geopetals.swarm.local import LocalServer
+
+HELP = "start a whole swarm on this machine; Ctrl-C ends all of it"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="Hub id or local directory")
+    parser.add_argument(
+        "--servers", type=options.positive_int, default=3, metavar="N", help="block servers (default: 3)"
+    )
+    add_resource_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from geopetals.swarm.local import LocalSwarm
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    swarm = LocalSwarm(
+        args.model,
+        revision=args.revision,
+        reporter=Console(),
+        device=args.device,
+        dtype=args.dtype,
+        memory_bytes=args.memory,
+        kv_cache_tokens=args.kv_cache_tokens,
+    )
+    with swarm:
+        swarm.start(servers=args.servers)
+        print("\n".join(describe(server) for server in swarm.servers))
+        print(f'to generate text:\n  geopetals generate --join {swarm.token} "The sun rises in the"')
+        print(
+            f"to chat:\n  geopetals chat {shlex.quote(args.model)} --join {swarm.token}\nCtrl-C ends the swarm",
+            flush=True,
+        )
+        try:
+            ended = swarm.wait_any_end()
+        except KeyboardInterrupt:
+            return 0
+    name = "the whole swarm" if ended is None else f"the server of blocks {ended.start}:{ended.end}"
+    raise SwarmFailure(f"{name} has ended by itself: its messages are above.")
+
+
+def describe(server: "LocalServer") -> str:
+    return (
+        f"server {server.number}: blocks {server.start}:{server.end}, weights {in_units(server.weights_bytes)}, "
+        f"ready in {server.ready_s:.1f} s"
+    )
+
+
+def _interrupt(signal_number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

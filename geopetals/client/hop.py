@@ -1,0 +1,220 @@
+"""The client's end of one server's rpc_inference stream, and of its rpc_forward."""
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from hivemind.p2p import P2P, PeerID
+from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure, DispatchFailure, P2PDaemonError, P2PHandlerError
+from hivemind.proto import runtime_pb2
+from hivemind.utils.streaming import combine_from_streaming, split_for_streaming
+
+from geopetals.client.routing import Hop
+from geopetals.errors import ServerRefused
+from geopetals.swarm.records import block_uids
+from geopetals.swarm.stack import CHAIN_DELIMITER, DUMMY, DUMMY_INT64, pack_args_kwargs
+from geopetals.swarm.wire import (
+    HANDLER,
+    UNARY_LIMIT_BYTES,
+    WireError,
+    deserialize,
+    end_of_stream,
+    error_from_text,
+    frame,
+    gone,
+    read_message,
+    serialize,
+    short_peer,
+    write_metadata,
+)
+
+_PART_BYTES = 2**20
+_UNREACHABLE = (ControlFailure, DispatchFailure, P2PDaemonError, ConnectionError, asyncio.IncompleteReadError)
+
+
+class HopSession:
+    """A session on one server. Any error leaves it unusable; `close()` frees the server's cache."""
+
+    def __init__(
+        self,
+        hop: Hop,
+        uid: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        request_timeout_s: float,
+    ) -> None:
+        self.hop = hop
+        self.session_id = uuid.uuid4().hex
+        self._uid = uid
+        self._reader, self._writer = reader, writer
+        self._request_timeout_s = request_timeout_s
+
+    @classmethod
+    async def open(
+        cls,
+        p2p: P2P,
+        hop: Hop,
+        swarm: str,
+        *,
+        batch: int,
+        hidden_size: int,
+        max_length: int,
+        connect_timeout_s: float,
+        request_timeout_s: float,
+        alloc_timeout_s: float,
+    ) -> "HopSession":
+        """Open a stream and reserve `max_length` tokens for each of `batch` sequences.
+
+        Raises ServerGone, ServerFull or ServerRefused.
+        """
+        reader, writer = await _open_stream(p2p, hop.peer_id, "rpc_inference", connect_timeout_s)
+        uid = CHAIN_DELIMITER.join(block_uids(swarm, hop.start, hop.end))
+        session = cls(hop, uid, reader, writer, request_timeout_s=request_timeout_s)
+        try:
+            async with asyncio.timeout(connect_timeout_s + alloc_timeout_s):
+                nothing = torch.empty(batch, 0, hidden_size)  # PETALS: no tokens means only to reserve the cache
+                await session._exchange(nothing, None, {"max_length": max_length, "alloc_timeout": alloc_timeout_s})
+        except TimeoutError as error:
+            session.abort()
+            raise gone(hop.peer_id, "no answer to the opening of a session") from error
+        except BaseException:
+            session.abort()
+            raise
+        return session
+
+    async def step(self, hidden: torch.Tensor, hypo_ids: torch.Tensor | None) -> torch.Tensor:
+        """Hidden states [batch, tokens, hidden] after this hop's blocks."""
+        try:
+            async with asyncio.timeout(self._request_timeout_s):
+                output = await self._exchange(hidden, hypo_ids, {})
+        except TimeoutError as error:
+            raise gone(self.hop.peer_id, f"no answer within {self._request_timeout_s:.0f} s") from error
+        if output.shape != hidden.shape:
+            raise ServerRefused(
+                f"server {short_peer(self.hop.peer_id)} answered with the shape {tuple(output.shape)} "
+                f"to {tuple(hidden.shape)}."
+            )
+        return output
+
+    async def _exchange(
+        self, hidden: torch.Tensor, hypo_ids: torch.Tensor | None, metadata: dict[str, Any]
+    ) -> torch.Tensor:
+        arguments = (hidden, DUMMY, DUMMY_INT64 if hypo_ids is None else hypo_ids)
+        tensors, structure = pack_args_kwargs(*arguments)
+        more = {"session_id": self.session_id, "step_id": uuid.uuid4().hex, "args_structure": structure, **metadata}
+        request = runtime_pb2.ExpertRequest(
+            uid=self._uid, tensors=[serialize(tensor) for tensor in tensors], metadata=write_metadata(more)
+        )
+        try:
+            self._writer.write(frame(request))
+            await self._writer.drain()
+            response = await read_message(self._reader, runtime_pb2.ExpertResponse, peer=self.hop.peer_id)
+            if response is None or not response.tensors:
+                raise gone(self.hop.peer_id, "it ended the session")
+            return deserialize(response.tensors[0])
+        except _UNREACHABLE as error:
+            raise gone(self.hop.peer_id, "the connection was lost") from error
+        except WireError as error:
+            raise ServerRefused(f"server {short_peer(self.hop.peer_id)} sent what is no answer: {error}") from error
+
+    async def close(self) -> None:
+        """Tell the server that the session is over, as PETALS' clients do."""
+        try:
+            self._writer.write(frame(runtime_pb2.ExpertRequest()) + end_of_stream())
+            await self._writer.drain()
+        except (ConnectionError, RuntimeError):
+            return
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Drop the connection; the server frees the cache when it notices."""
+        self._writer.close()
+
+
+async def _open_stream(
+    p2p: P2P, peer_id: str, method: str, timeout_s: float
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    try:
+        async with asyncio.timeout(timeout_s):
+            _, reader, writer = await p2p.call_binary_stream_handler(PeerID.from_base58(peer_id), f"{HANDLER}.{method}")
+    except TimeoutError as error:
+        raise gone(peer_id, f"no connection within {timeout_s:.0f} s") from error
+    except _UNREACHABLE as error:
+        raise gone(peer_id, "no connection") from error
+    return reader, writer
+
+
+async def call_forward(
+    p2p: P2P, hop: Hop, swarm: str, hidden: torch.Tensor, *, connect_timeout_s: float, request_timeout_s: float
+) -> torch.Tensor:
+    """rpc_forward on one server: hidden states [batch, tokens, hidden] after its blocks, nothing cached."""
+    tensors, structure = pack_args_kwargs(hidden, DUMMY)
+    request = runtime_pb2.ExpertRequest(
+        uid=CHAIN_DELIMITER.join(block_uids(swarm, hop.start, hop.end)),
+        tensors=[serialize(tensor) for tensor in tensors],
+        metadata=write_metadata({"args_structure": structure}),
+    )
+    try:
+        async with asyncio.timeout(request_timeout_s):
+            if request.ByteSize() <= UNARY_LIMIT_BYTES:
+                answer = await _call_unary(p2p, hop.peer_id, "rpc_forward", request)
+            else:
+                answer = await _call_stream(p2p, hop.peer_id, "rpc_forward_stream", request, connect_timeout_s)
+    except TimeoutError as error:
+        raise gone(hop.peer_id, f"no answer within {request_timeout_s:.0f} s") from error
+    output = deserialize(answer[0]) if answer else None
+    if output is None or output.shape != hidden.shape:
+        raise ServerRefused(f"server {short_peer(hop.peer_id)} answered a forward pass with another shape.")
+    return output
+
+
+async def _call_unary(
+    p2p: P2P, peer_id: str, method: str, request: runtime_pb2.ExpertRequest
+) -> Sequence[runtime_pb2.Tensor]:
+    try:
+        response = await p2p.call_protobuf_handler(
+            PeerID.from_base58(peer_id), f"{HANDLER}.{method}", request, runtime_pb2.ExpertResponse
+        )
+    except P2PHandlerError as error:
+        raise error_from_text(str(error), peer_id) from error
+    except _UNREACHABLE as error:
+        raise gone(peer_id, "no connection") from error
+    tensors: Sequence[runtime_pb2.Tensor] = response.tensors
+    return tensors
+
+
+async def _call_stream(
+    p2p: P2P, peer_id: str, method: str, request: runtime_pb2.ExpertRequest, connect_timeout_s: float
+) -> Sequence[runtime_pb2.Tensor]:
+    """A call whose tensors travel in parts; the end of the stream ends the answer."""
+    reader, writer = await _open_stream(p2p, peer_id, method, connect_timeout_s)
+    parts: list[list[runtime_pb2.Tensor]] = []
+    try:
+        for tensor in request.tensors:
+            for part in split_for_streaming(tensor, _PART_BYTES):
+                message = runtime_pb2.ExpertRequest(uid=request.uid, metadata=request.metadata, tensors=[part])
+                writer.write(frame(message))
+                await writer.drain()
+        writer.write(end_of_stream())
+        while True:
+            try:
+                response = await read_message(reader, runtime_pb2.ExpertResponse, peer=peer_id)
+            except asyncio.IncompleteReadError as end:
+                if end.partial or not parts:
+                    raise
+                break
+            if response is None:
+                break
+            for part in response.tensors:
+                if part.dtype or not parts:
+                    parts.append([])
+                parts[-1].append(part)
+    except _UNREACHABLE as error:
+        raise gone(peer_id, "the connection was lost") from error
+    finally:
+        writer.close()
+    return [combine_from_streaming(tensor_parts) for tensor_parts in parts]

@@ -1,0 +1,190 @@
+"""The client's view of a swarm: which servers there are, how far away they are, and which ones failed lately."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import torch
+from hivemind.p2p import PeerID
+from hivemind.proto import runtime_pb2
+
+from geopetals.client.config import ClientConfig
+from geopetals.client.hop import call_forward
+from geopetals.client.routing import Candidate, Hop, shortest_chain
+from geopetals.client.runtime import LoopThread
+from geopetals.errors import ServerFull, ServerGone, SwarmFailure
+from geopetals.swarm.identity import ModelIdentity
+from geopetals.swarm.network import Network, NetworkConfig
+from geopetals.swarm.records import ServerRecord, check_same_model, read_servers
+from geopetals.swarm.wire import HANDLER, short_peer
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+_FULL_PENALTY_S = 10.0
+_UNKNOWN_BLOCK_S = 0.05
+_FAREWELL_TIMEOUT_S = 5.0
+
+
+class SwarmClient:
+    """A connection to one swarm, with an event loop of its own. Methods named `*_async` run on that loop."""
+
+    def __init__(
+        self,
+        *,
+        peers: tuple[str, ...],
+        swarm: str,
+        num_blocks: int,
+        hidden_size: int,
+        identity: ModelIdentity,
+        config: ClientConfig,
+    ) -> None:
+        self.swarm, self.num_blocks, self.hidden_size, self.config = swarm, num_blocks, hidden_size, config
+        self._identity = identity
+        self._network_config = NetworkConfig(initial_peers=peers, client_only=True)
+        self._loop = LoopThread()
+        self._network: Network | None = None
+        self._servers: list[ServerRecord] = []
+        self._rtt_s: dict[str, float] = {}
+        self._avoid_until: dict[str, tuple[float, float]] = {}
+        self._refreshed_at = float("-inf")
+        self._refreshing = asyncio.Lock()
+
+    def start(self) -> None:
+        """Raises NetworkError if no peer answers and SwarmMismatch if the swarm serves another model."""
+        try:
+            self.run(self._start_async())
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Leave the swarm. Safe to call twice, and from any thread."""
+        network, self._network = self._network, None
+        if network is not None:
+            try:
+                self._loop.run(_stop(network))
+            except RuntimeError:  # called by the garbage collector on the loop's own thread: the daemon dies with us
+                network.p2p._terminate()
+        self._loop.stop()
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return self._loop.run(work)
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        self._loop.call_soon(function)
+
+    @property
+    def network(self) -> Network:
+        if self._network is None:
+            raise SwarmFailure("the connection to the swarm is closed: open the model again with from_pretrained().")
+        return self._network
+
+    @property
+    def servers(self) -> list[ServerRecord]:
+        """The servers found at the last refresh."""
+        return list(self._servers)
+
+    async def _start_async(self) -> None:
+        self._network = await Network.start(self._network_config)
+        await self.refresh_async()
+
+    async def chain_async(self, *, refresh: bool = False) -> tuple[Hop, ...]:
+        """The best chain now. Raises NoChain that names the blocks without a server."""
+        if refresh or time.monotonic() - self._refreshed_at > self.config.update_period:
+            await self.refresh_async()
+        return shortest_chain(self._candidates(), self.num_blocks)
+
+    def avoid(self, peer_id: str, error: SwarmFailure) -> None:
+        """Route around a server for a while: at a price if it is only full, at any price if it failed."""
+        full = isinstance(error, ServerFull)
+        penalty_s = _FULL_PENALTY_S if full else float("inf")
+        self._avoid_until[peer_id] = (time.monotonic() + self.config.ban_timeout, penalty_s)
+        log.info("server.avoided server=%s reason=%s", short_peer(peer_id), error)
+
+    async def refresh_async(self) -> None:
+        """Read the DHT and measure the round trips to all servers."""
+        async with self._refreshing:
+            servers = await read_servers(self.network.node, self.swarm, self.num_blocks)
+            check_same_model(self._identity, servers)
+            self._servers = [server for server in servers if server.is_online and self._is_allowed(server.peer_id)]
+            times = await asyncio.gather(*(self._ping(server.peer_id) for server in self._servers))
+            self._rtt_s = {
+                server.peer_id: rtt_s for server, rtt_s in zip(self._servers, times, strict=True) if rtt_s is not None
+            }
+            self._refreshed_at = time.monotonic()
+
+    def _is_allowed(self, peer_id: str) -> bool:
+        allowed = self.config.allowed_servers
+        return peer_id not in self.config.blocked_servers and (allowed is None or peer_id in allowed)
+
+    async def _ping(self, peer_id: str) -> float | None:
+        """Seconds for a round trip to a server; None if it does not answer. The first call also connects."""
+        best = None
+        try:
+            async with asyncio.timeout(self.config.ping_timeout):
+                for _ in range(2):
+                    began = time.perf_counter()
+                    await self.network.p2p.call_protobuf_handler(
+                        PeerID.from_base58(peer_id),
+                        f"{HANDLER}.rpc_info",
+                        runtime_pb2.ExpertUID(),
+                        runtime_pb2.ExpertInfo,
+                    )
+                    took_s = time.perf_counter() - began
+                    best = took_s if best is None else min(best, took_s)
+        except Exception as error:  # noqa: BLE001 - whatever a stranger's machine does, we only do not use it
+            log.info("ping.failed server=%s reason=%r", short_peer(peer_id), error)
+        return best
+
+    def _candidates(self) -> list[Candidate]:
+        now = time.monotonic()
+        candidates = []
+        for server in self._servers:
+            until, penalty_s = self._avoid_until.get(server.peer_id, (0.0, 0.0))
+            penalty_s = penalty_s if now < until else 0.0
+            if server.peer_id in self._rtt_s and penalty_s != float("inf"):
+                candidates.append(
+                    Candidate(
+                        peer_id=server.peer_id,
+                        start=server.start,
+                        end=server.end,
+                        rtt_s=self._rtt_s[server.peer_id],
+                        block_s=1 / server.inference_rps if server.inference_rps else _UNKNOWN_BLOCK_S,
+                        penalty_s=penalty_s,
+                    )
+                )
+        return candidates
+
+    async def forward_async(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states [batch, tokens, hidden] through all blocks, nothing cached. On failure by another chain."""
+        for attempt in range(self.config.max_retries + 1):
+            try:
+                return await self._forward_once(await self.chain_async(refresh=attempt > 0), hidden)
+            except ServerGone:
+                if attempt == self.config.max_retries:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _forward_once(self, chain: tuple[Hop, ...], hidden: torch.Tensor) -> torch.Tensor:
+        for hop in chain:
+            try:
+                hidden = await call_forward(
+                    self.network.p2p,
+                    hop,
+                    self.swarm,
+                    hidden,
+                    connect_timeout_s=self.config.connect_timeout,
+                    request_timeout_s=self.config.request_timeout,
+                )
+            except ServerGone as error:
+                self.avoid(hop.peer_id, error)
+                raise
+        return hidden
+
+
+async def _stop(network: Network) -> None:
+    async with asyncio.timeout(_FAREWELL_TIMEOUT_S):
+        await network.stop()

@@ -1,0 +1,65 @@
+"""Expected failures. Each message is one sentence that says what is wrong and what to do next.
+
+Commands print the message without a traceback and leave with `exit_code`: 2 when the user has to change something,
+1 when the swarm failed while it was doing what it was asked to do.
+"""
+
+
+class GeoPetalsError(Exception):
+    """Base of every expected failure."""
+
+    exit_code = 2
+
+
+class StackError(GeoPetalsError):
+    """petals, hivemind or another package is absent or of a version that is known not to work."""
+
+
+class CheckpointError(GeoPetalsError):
+    """The model's files cannot be found, read or split."""
+
+
+class BlocksError(GeoPetalsError):
+    """A span of blocks is malformed or lies outside the model."""
+
+
+class MemoryShortage(GeoPetalsError):
+    """The blocks or the attention cache asked for do not fit in the memory allowed."""
+
+
+class TokenError(GeoPetalsError):
+    """A join token is malformed, truncated or of an unknown version."""
+
+
+class SwarmMismatch(GeoPetalsError):
+    """The swarm serves another model, or another revision of it."""
+
+
+class NetworkError(GeoPetalsError):
+    """An address cannot be bound, or a swarm cannot be reached."""
+
+
+class UnsupportedInput(GeoPetalsError):
+    """A request that the library refuses because it would not be answered correctly."""
+
+
+class SwarmFailure(GeoPetalsError):
+    """The swarm stopped doing what it was asked to do."""
+
+    exit_code = 1
+
+
+class NoChain(SwarmFailure):
+    """Some blocks have no server: no chain covers the model."""
+
+
+class ServerGone(SwarmFailure):
+    """A block server does not answer any more."""
+
+
+class ServerFull(SwarmFailure):
+    """A block server has no attention cache left for the session."""
+
+
+class ServerRefused(SwarmFailure):
+    """A block server answered that the request itself is wrong."""

@@ -1,0 +1,133 @@
+"""What a block server computes: one decode or prefill step, a forward pass, a backward pass. Runs in the compute
+thread.
+
+Arguments come from peers in PETALS' packing: hidden states [batch, tokens, hidden], then optional deep prompts
+[blocks, batch or 1, prefix, hidden] that are added to the first positions of each block's input, then beam indices
+[batch].
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hivemind.proto import runtime_pb2
+
+from geopetals.swarm.kv_cache import SessionKV
+from geopetals.swarm.stack import is_dummy, unpack_args_kwargs
+from geopetals.swarm.stage import Stage
+from geopetals.swarm.wire import MAX_BATCH, WireError, deserialize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInput:
+    """Checked input of one step: `prompts` and `hypo_ids` are None where the peer sent placeholders."""
+
+    hidden: torch.Tensor
+    prompts: torch.Tensor | None
+    hypo_ids: torch.Tensor | None
+
+
+def unpack(tensors: Sequence[runtime_pb2.Tensor], structure: Any) -> list[torch.Tensor]:
+    """The tensors of a request in the order of PETALS' arguments."""
+    flat = tuple(deserialize(tensor) for tensor in tensors)
+    if structure is None:
+        return list(flat)
+    try:
+        arguments, _ = unpack_args_kwargs(flat, structure)
+    except (IndexError, ValueError, TypeError, KeyError, StopIteration, AssertionError) as error:
+        raise WireError("the request's args_structure does not fit its tensors") from error
+    if not all(isinstance(argument, torch.Tensor) for argument in arguments):
+        raise WireError("the request's arguments are not all tensors")
+    return list(arguments)
+
+
+def read_step(tensors: Sequence[runtime_pb2.Tensor], structure: Any, stage: Stage, span: range) -> StepInput:
+    arguments = unpack(tensors, structure)
+    hidden = check_hidden(arguments[0] if arguments else None, stage)
+    prompts = check_prompts(arguments[1] if len(arguments) > 1 else None, hidden, span, stage)
+    hypo_ids = arguments[2] if len(arguments) > 2 and not is_dummy(arguments[2]) else None
+    if hypo_ids is not None:
+        if hypo_ids.dtype != torch.int64 or hypo_ids.shape != hidden.shape[:1]:
+            raise WireError(f"hypo_ids must be {hidden.shape[0]} int64 indices, got {tuple(hypo_ids.shape)}")
+        if bool((hypo_ids < 0).any()) or bool((hypo_ids >= hidden.shape[0]).any()):
+            raise WireError("hypo_ids point outside the batch")
+    return StepInput(hidden=hidden, prompts=prompts, hypo_ids=hypo_ids)
+
+
+def check_hidden(hidden: torch.Tensor | None, stage: Stage) -> torch.Tensor:
+    """Hidden states on the stage's device and in its dtype, or WireError."""
+    if hidden is None or hidden.ndim != 3 or hidden.shape[2] != stage.hidden_size or not hidden.is_floating_point():
+        shape = None if hidden is None else tuple(hidden.shape)
+        raise WireError(f"hidden states must be floats of shape [batch, tokens, {stage.hidden_size}], got {shape}")
+    if not 1 <= hidden.shape[0] <= MAX_BATCH:
+        raise WireError(f"a batch has 1 to {MAX_BATCH} sequences, got {hidden.shape[0]}")
+    return hidden.to(device=stage.device, dtype=stage.dtype)
+
+
+def check_prompts(prompts: torch.Tensor | None, hidden: torch.Tensor, span: range, stage: Stage) -> torch.Tensor | None:
+    if prompts is None or is_dummy(prompts):
+        return None
+    if prompts.ndim != 4 or prompts.shape[0] != len(span) or not prompts.is_floating_point():
+        raise WireError(f"deep prompts must be floats of shape [{len(span)}, batch, prefix, hidden]")
+    if prompts.shape[1] not in (1, hidden.shape[0]) or prompts.shape[2] > hidden.shape[1]:
+        raise WireError("deep prompts do not fit the batch or the length of the hidden states")
+    if prompts.shape[3] != stage.hidden_size:
+        raise WireError(f"deep prompts must be of hidden size {stage.hidden_size}, got {prompts.shape[3]}")
+    return prompts.to(device=stage.device, dtype=stage.dtype)
+
+
+def infer(stage: Stage, span: range, kv: SessionKV, step: StepInput) -> torch.Tensor:
+    """One step of a session; its keys and values are appended to `kv`."""
+    if kv.length + step.hidden.shape[1] > kv.max_length:
+        raise WireError(
+            f"the session holds {kv.length} tokens of at most {kv.max_length}: {step.hidden.shape[1]} more do not fit"
+        )
+    if step.hidden.shape[0] != kv.batch:
+        raise WireError(f"the session was opened for a batch of {kv.batch}, got {step.hidden.shape[0]}")
+    with torch.inference_mode():
+        if step.hypo_ids is not None:
+            kv.reorder(step.hypo_ids.to(stage.device))
+        if step.hidden.shape[1] == 0:
+            return step.hidden
+        if step.prompts is None:
+            return stage.run(step.hidden, span.start, span.stop, kv=kv)
+        return _infer_with_prompts(stage, span, kv, step.hidden, step.prompts)
+
+
+def _infer_with_prompts(
+    stage: Stage, span: range, kv: SessionKV, hidden: torch.Tensor, prompts: torch.Tensor
+) -> torch.Tensor:
+    before = kv.length
+    for block, prompt in zip(span, prompts, strict=True):
+        kv.length = before
+        hidden = stage.run(_add_prompt(hidden, prompt), block, block + 1, kv=kv)
+    return hidden
+
+
+def forward(stage: Stage, span: range, hidden: torch.Tensor, prompts: torch.Tensor | None) -> torch.Tensor:
+    """Hidden states after the span, without a cache."""
+    if prompts is None:
+        return stage.run(hidden, span.start, span.stop)
+    for block, prompt in zip(span, prompts, strict=True):
+        hidden = stage.run(_add_prompt(hidden, prompt), block, block + 1)
+    return hidden
+
+
+def backward(
+    stage: Stage, span: range, hidden: torch.Tensor, grad_output: torch.Tensor, prompts: torch.Tensor | None
+) -> list[torch.Tensor]:
+    """Gradients with respect to the hidden states and, if there are any, to the prompts."""
+    if grad_output.shape != hidden.shape:
+        raise WireError(f"gradients must have the shape {tuple(hidden.shape)}, got {tuple(grad_output.shape)}")
+    with torch.enable_grad():
+        inputs = [hidden.detach().requires_grad_()]
+        if prompts is not None:
+            inputs.append(prompts.detach().requires_grad_())
+        output = forward(stage, span, inputs[0], inputs[1] if prompts is not None else None)
+        return list(torch.autograd.grad(output, inputs, grad_output))
+
+
+def _add_prompt(hidden: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    length = prompt.shape[1]
+    return torch.cat([hidden[:, :length] + prompt, hidden[:, length:]], dim=1)

@@ -1,0 +1,67 @@
+"""How much attention cache a server has left, and who waits for it."""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator
+
+from geopetals.errors import ServerFull
+
+
+class KVBudget:
+    """Counts block-tokens: one token of one sequence in one block. Waiters are served in order of arrival."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.used = 0
+        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def left(self) -> int:
+        return self.total - self.used
+
+    @contextlib.asynccontextmanager
+    async def reserve(self, amount: int, *, timeout_s: float) -> AsyncIterator[None]:
+        """Hold `amount` block-tokens inside the block; raises ServerFull if they do not come free in `timeout_s`."""
+        await self._take(amount, timeout_s)
+        try:
+            yield
+        finally:
+            self.used -= amount
+            self._wake()
+
+    async def _take(self, amount: int, timeout_s: float) -> None:
+        if amount > self.total:
+            raise ServerFull(
+                f"the session needs {amount} block-tokens of attention cache, this server has {self.total}."
+            )
+        if not self._waiters and amount <= self.left:
+            self.used += amount
+            return
+        if timeout_s <= 0:
+            raise ServerFull(f"the session needs {amount} block-tokens of attention cache, {self.left} are free.")
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append((amount, granted))
+        try:
+            async with asyncio.timeout(timeout_s):
+                await granted
+        except TimeoutError:
+            self._give_up(amount, granted)
+            raise ServerFull(f"no attention cache came free within {timeout_s:.0f} s.") from None
+        except asyncio.CancelledError:
+            self._give_up(amount, granted)
+            raise
+
+    def _give_up(self, amount: int, granted: asyncio.Future[None]) -> None:
+        if granted.done() and not granted.cancelled():
+            self.used -= amount
+        elif (amount, granted) in self._waiters:
+            self._waiters.remove((amount, granted))
+        self._wake()
+
+    def _wake(self) -> None:
+        while self._waiters and self._waiters[0][0] <= self.left:
+            amount, granted = self._waiters.popleft()
+            if not granted.done():
+                self.used += amount
+                granted.set_result(None)

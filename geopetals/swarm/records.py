@@ -1,0 +1,154 @@
+"""What servers say of themselves in the DHT: PETALS' records with GeoPETALS' additions, read with suspicion.
+
+Every block has a key `<swarm>.<block>`; under it each server stores PETALS' ServerInfo as a tuple. Our additions stand
+in one nested map that stock peers ignore: version, model identity, and the sha256 of that very block's weights.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hivemind.dht import DHTNode
+from hivemind.utils.timed_storage import get_dht_time
+
+import geopetals
+from geopetals.errors import SwarmMismatch
+from geopetals.swarm.identity import ModelIdentity
+from geopetals.swarm.stack import UID_DELIMITER, ModelInfo, ServerInfo, ServerState
+from geopetals.swarm.wire import short_peer
+
+UPDATE_PERIOD_S = 30.0
+EXPIRATION_S = 90.0
+_MODELS_KEY = "_petals.models"
+_ADDITIONS = "geopetals"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerRecord:
+    """One server as the swarm sees it: blocks [start, end) and how fast it says it is.
+
+    `inference_rps` is decode tokens per second through one block, `throughput` prompt tokens per second through all of
+    its blocks (PETALS' conventions). `block_hashes` maps blocks to the sha256 of their weights.
+    """
+
+    peer_id: str
+    start: int
+    end: int
+    state: ServerState
+    throughput: float
+    name: str | None = None
+    version: str | None = None
+    inference_rps: float | None = None
+    cache_tokens_left: int | None = None
+    identity: ModelIdentity | None = None
+    block_hashes: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def is_online(self) -> bool:
+        return self.state is ServerState.ONLINE
+
+
+def block_uids(swarm: str, start: int, end: int) -> list[str]:
+    return [f"{swarm}{UID_DELIMITER}{block}" for block in range(start, end)]
+
+
+async def announce(
+    node: DHTNode,
+    swarm: str,
+    info: ServerInfo,
+    *,
+    identity: ModelIdentity,
+    block_hashes: Mapping[int, str],
+    num_blocks: int,
+) -> None:
+    """Store one record per block of [info.start_block, info.end_block), and the model in the list of models."""
+    state, throughput, extra = info.to_tuple()
+    values = []
+    for block in range(info.start_block, info.end_block):
+        additions = {"version": geopetals.__version__, "identity": identity.to_dict()}
+        if block in block_hashes:
+            additions["weights_sha256"] = block_hashes[block]
+        values.append((state, throughput, {**extra, _ADDITIONS: additions}))
+    peer_id = node.protocol.p2p.peer_id.to_base58()
+    expiration = get_dht_time() + EXPIRATION_S
+    keys = block_uids(swarm, info.start_block, info.end_block)
+    await node.store_many(keys, values, expiration, subkeys=[peer_id] * len(keys))
+    model = ModelInfo(num_blocks=num_blocks).to_dict()
+    await node.store(_MODELS_KEY, subkey=swarm, value=model, expiration_time=expiration)
+
+
+async def read_servers(node: DHTNode, swarm: str, num_blocks: int) -> list[ServerRecord]:
+    """All servers of the swarm that the DHT knows now, by peer id. Malformed records are passed over."""
+    uids = block_uids(swarm, 0, num_blocks)
+    found = await node.get_many(uids, sufficient_expiration_time=math.inf)
+    servers: dict[str, list[tuple[int, ServerInfo, dict[str, Any]]]] = {}
+    for block, uid in enumerate(uids):
+        entry = found.get(uid)
+        if entry is None or not isinstance(entry.value, dict):
+            continue
+        for peer_id, value in entry.value.items():
+            parsed = _parse(value.value)
+            if parsed is not None and isinstance(peer_id, str):
+                servers.setdefault(peer_id, []).append((block, *parsed))
+    records = (_merge(peer_id, entries, num_blocks) for peer_id, entries in sorted(servers.items()))
+    return [record for record in records if record is not None]
+
+
+def _parse(value: Any) -> tuple[ServerInfo, dict[str, Any]] | None:
+    try:
+        info = ServerInfo.from_tuple(value)
+    except (TypeError, ValueError, KeyError, IndexError):
+        return None
+    additions = value[2].get(_ADDITIONS) if len(value) > 2 else None
+    return info, additions if isinstance(additions, dict) else {}
+
+
+def _merge(peer_id: str, entries: list[tuple[int, ServerInfo, dict[str, Any]]], num_blocks: int) -> ServerRecord | None:
+    """One server from its records under several blocks; what it says of its span is cut to the model."""
+    first_block, info, additions = entries[0]
+    last_block = entries[-1][0]
+    start = info.start_block if info.start_block is not None else first_block
+    end = info.end_block if info.end_block is not None else last_block + 1
+    start, end = max(start, 0), min(end, num_blocks)
+    if start >= end:
+        return None
+    hashes = {
+        block: more["weights_sha256"] for block, _, more in entries if isinstance(more.get("weights_sha256"), str)
+    }
+    return ServerRecord(
+        peer_id=peer_id,
+        start=start,
+        end=end,
+        state=info.state,
+        throughput=info.throughput,
+        name=info.public_name,
+        version=info.version,
+        inference_rps=info.inference_rps,
+        cache_tokens_left=info.cache_tokens_left,
+        identity=_identity(additions),
+        block_hashes=hashes,
+    )
+
+
+def _identity(additions: dict[str, Any]) -> ModelIdentity | None:
+    try:
+        return ModelIdentity.from_dict(additions["identity"])
+    except (KeyError, SwarmMismatch):
+        return None
+
+
+def check_same_model(
+    identity: ModelIdentity, servers: list[ServerRecord], block_hashes: Mapping[int, str] | None = None
+) -> None:
+    """Raise SwarmMismatch if a server serves another model than `identity`, or other weights of a block."""
+    for server in servers:
+        conflict = identity.conflict(server.identity) if server.identity is not None else None
+        if conflict is not None:
+            raise SwarmMismatch(f"server {short_peer(server.peer_id)} of this swarm serves another model: {conflict}")
+        for block, ours in (block_hashes or {}).items():
+            if server.block_hashes.get(block, ours) != ours:
+                raise SwarmMismatch(
+                    f"block {block} has other weights here than on server {short_peer(server.peer_id)}: "
+                    "load the same revision of the model as the swarm."
+                )

@@ -1,0 +1,282 @@
+"""A block server: one process that loads some blocks of a model and serves them to a swarm.
+
+Everything but computing runs on one event loop. p2pd is supervised: when it dies the server takes its place in the
+swarm again, with the same identity and port and with its blocks still loaded.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from geopetals.errors import NetworkError, SwarmMismatch
+from geopetals.join_token import JoinToken, swarm_name_for
+from geopetals.progress import Reporter
+from geopetals.swarm import devices, profile
+from geopetals.swarm.blocks import choose_blocks, default_kv_tokens
+from geopetals.swarm.checkpoint import Checkpoint
+from geopetals.swarm.compute import ComputeThread, Priority
+from geopetals.swarm.handler import BlockHandler
+from geopetals.swarm.kv_budget import KVBudget
+from geopetals.swarm.network import Network, NetworkConfig, new_identity
+from geopetals.swarm.records import UPDATE_PERIOD_S, announce, check_same_model, read_servers
+from geopetals.swarm.stack import PETALS_VERSION, ServerInfo, ServerState
+from geopetals.swarm.stage import Stage, load_stage
+
+log = logging.getLogger(__name__)
+
+_RESTART_DELAY_S = 1.0
+_MAX_RESTARTS_IN_A_ROW = 5
+_FAREWELL_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """What an operator decides; None is decided by the server.
+
+    `blocks` is the half-open span to serve. `memory_bytes` limits weights and attention cache together.
+    `kv_cache_tokens` is how many tokens every block can hold over all sessions.
+    """
+
+    model: str
+    revision: str | None = None
+    token: JoinToken | None = None
+    initial_peers: tuple[str, ...] = ()
+    swarm: str | None = None
+    blocks: tuple[int, int] | None = None
+    device: str | None = None
+    dtype: str | None = None
+    memory_bytes: int | None = None
+    kv_cache_tokens: int | None = None
+    host: str = "127.0.0.1"
+    port: int = 0
+    public_ip: str | None = None
+    name: str | None = None
+    identity: bytes | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadyServer:
+    """A server that answers: what it holds and how to join its swarm. Sizes in bytes."""
+
+    peer_id: str
+    p2pd_pid: int
+    start: int
+    end: int
+    num_blocks: int
+    weights_bytes: int
+    kv_bytes: int
+    process_bytes: int
+    token: str
+
+
+class BlockServer:
+    """One run of a server; `run()` returns when `stop` is set."""
+
+    def __init__(self, config: ServerConfig, reporter: Reporter, on_ready: Callable[[ReadyServer], None]) -> None:
+        self._config, self._reporter, self._on_ready = config, reporter, on_ready
+        peers = config.token.peers if config.token is not None else config.initial_peers
+        self._network_config = NetworkConfig(
+            initial_peers=peers,
+            host=config.host,
+            port=config.port,
+            public_ip=config.public_ip,
+            identity=config.identity or new_identity(),
+        )
+        if config.swarm is not None:
+            self.swarm = config.swarm
+        else:
+            self.swarm = config.token.swarm if config.token is not None else swarm_name_for(config.model)
+        self._block_hashes: dict[int, str] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop`; raises GeoPetalsError when the server cannot start."""
+        if self._config.threads is not None:
+            torch.set_num_threads(self._config.threads)
+        self._compute = ComputeThread(asyncio.get_running_loop())
+        network: Network | None = None
+        try:
+            self._checkpoint = await self._compute.run(self._open_checkpoint)
+            network = await Network.start(self._network_config)
+            if not await _unless(stop, self._load(network)):
+                return
+            while network is not None:
+                network = await self._serve(network, stop)
+        finally:
+            if network is not None:
+                await self._leave(network)
+            self._compute.stop()
+
+    def close(self) -> bool:
+        """Wait a little for the compute thread; False if it still computes."""
+        return self._compute.join(timeout_s=1.0)
+
+    # -- loading -------------------------------------------------------------------------------------------------------
+
+    def _open_checkpoint(self) -> Checkpoint:
+        checkpoint = Checkpoint.open(self._config.model, revision=self._config.revision, reporter=self._reporter)
+        self._identity = checkpoint.identity()
+        if self._config.token is not None:
+            check_token(self._config.token, checkpoint)
+        self._device = devices.choose_device(self._config.device)
+        self._dtype = devices.choose_dtype(self._config.dtype, self._device, getattr(checkpoint.config, "dtype", None))
+        return checkpoint
+
+    async def _load(self, network: Network) -> None:
+        checkpoint = self._checkpoint
+        servers = await read_servers(network.node, self.swarm, checkpoint.num_blocks)
+        check_same_model(self._identity, servers)
+        self._kv_tokens = self._config.kv_cache_tokens or default_kv_tokens(checkpoint.config)
+        self._start, self._end = choose_blocks(
+            checkpoint,
+            servers,
+            wanted=self._config.blocks,
+            dtype=self._dtype,
+            memory_bytes=self._config.memory_bytes or devices.usable_memory(self._device),
+            kv_tokens=self._kv_tokens,
+        )
+        self._info = ServerInfo(
+            state=ServerState.JOINING,
+            throughput=0.0,
+            start_block=self._start,
+            end_block=self._end,
+            public_name=self._config.name,
+            version=PETALS_VERSION,
+            torch_dtype=str(self._dtype).removeprefix("torch."),
+            quant_type="none",
+            using_relay=False,
+        )
+        await self._announce(network)
+        self._stage = await self._compute.run(self._load_stage, Priority.BATCH)
+        servers = await read_servers(network.node, self.swarm, checkpoint.num_blocks)
+        others = [server for server in servers if server.peer_id != network.peer_id]
+        check_same_model(self._identity, others, self._block_hashes)
+        speed = await self._compute.run(lambda: profile.measure(self._stage))
+        self._info.throughput = speed.of_server(self._end - self._start)
+        self._info.inference_rps, self._info.forward_rps = speed.inference_rps, speed.forward_rps
+        self._budget = KVBudget(self._kv_tokens * (self._end - self._start))
+
+    def _load_stage(self) -> Stage:
+        stage = load_stage(
+            self._checkpoint, self._start, self._end, dtype=self._dtype, device=self._device, reporter=self._reporter
+        )
+        size = self._checkpoint.block_bytes(self._dtype) * (self._end - self._start)
+        with self._reporter.task(f"weights {self._start}:{self._end} hashed", total=size) as advance:
+            for block in range(self._start, self._end):
+                self._block_hashes[block] = self._checkpoint.block_hash(block)
+                advance(size // (self._end - self._start))
+        return stage
+
+    # -- serving -------------------------------------------------------------------------------------------------------
+
+    async def _serve(self, network: Network, stop: asyncio.Event) -> Network | None:
+        """Serve until `stop` (None) or until p2pd dies (the network that takes its place)."""
+        handler = BlockHandler(self._stage, self._compute, self._budget, swarm=self.swarm, length_limit=self._kv_tokens)
+        await handler.attach(network.p2p)
+        self._info.state = ServerState.ONLINE
+        await self._announce(network)
+        addresses = await network.addresses()
+        self._on_ready(self._ready(network, addresses))
+        daemon = asyncio.create_task(network.p2p.wait_daemon())
+        announcer = asyncio.create_task(self._keep_announcing(network))
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({daemon, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (daemon, announcer, stopped):
+                task.cancel()
+            await handler.close()
+        if stop.is_set():
+            await self._leave(network)
+            return None
+        log.warning("p2pd.died server=%s", network.peer_id)
+        self._reporter.line("p2pd died: joining the swarm again")
+        return await self._restart(network, addresses)
+
+    async def _restart(self, network: Network, addresses: tuple[str, ...]) -> Network:
+        await network.stop()
+        port = int(addresses[0].split("/tcp/")[1].split("/")[0])
+        config = replace(self._network_config, port=port)
+        for attempt in range(_MAX_RESTARTS_IN_A_ROW):
+            try:
+                return await Network.start(config)
+            except NetworkError as error:
+                log.warning("p2pd.restart_failed attempt=%d reason=%s", attempt, error)
+                await asyncio.sleep(_RESTART_DELAY_S * 2**attempt)
+        return await Network.start(replace(config, initial_peers=()))
+
+    async def _keep_announcing(self, network: Network) -> None:
+        while True:
+            await asyncio.sleep(UPDATE_PERIOD_S)
+            try:
+                await self._announce(network)
+            except Exception as error:  # noqa: BLE001 - the next round may succeed; a dead p2pd is noticed elsewhere
+                log.warning("announce.failed reason=%r", error)
+
+    async def _announce(self, network: Network) -> None:
+        if self._info.state is ServerState.ONLINE:
+            self._info.cache_tokens_left = self._budget.left // (self._end - self._start)
+        await announce(
+            network.node,
+            self.swarm,
+            self._info,
+            identity=self._identity,
+            block_hashes=self._block_hashes,
+            num_blocks=self._checkpoint.num_blocks,
+        )
+
+    async def _leave(self, network: Network) -> None:
+        """Tell the swarm, so that nobody routes here until the record expires, and stop."""
+        if hasattr(self, "_info"):
+            self._info.state = ServerState.OFFLINE
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FAREWELL_TIMEOUT_S):
+                    await self._announce(network)
+        await network.stop()
+
+    def _ready(self, network: Network, addresses: tuple[str, ...]) -> ReadyServer:
+        blocks = self._end - self._start
+        return ReadyServer(
+            peer_id=network.peer_id,
+            p2pd_pid=network.p2p.daemon_pid,
+            start=self._start,
+            end=self._end,
+            num_blocks=self._checkpoint.num_blocks,
+            weights_bytes=self._stage.memory_bytes,
+            kv_bytes=self._stage.kv_bytes_per_token() * self._kv_tokens * blocks,
+            process_bytes=devices.process_memory_bytes(),
+            token=self._join_token(addresses).encode(),
+        )
+
+    def _join_token(self, addresses: tuple[str, ...]) -> JoinToken:
+        peers = tuple(dict.fromkeys((*addresses, *self._network_config.initial_peers)))[:8]
+        model = self._config.token.model if self._config.token is not None else self._config.model
+        return JoinToken(swarm=self.swarm, model=model, identity=self._identity, peers=peers)
+
+
+def check_token(token: JoinToken, checkpoint: Checkpoint) -> None:
+    """Raises SwarmMismatch if the token's swarm serves another model than this checkpoint."""
+    conflict = checkpoint.identity().conflict(token.identity)
+    if conflict is not None:
+        raise SwarmMismatch(f"the token is for a swarm of another model: {conflict}")
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Run `work` to its end (True), or drop it when `stop` is set first (False)."""
+    task = asyncio.create_task(work)
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+            return True
+        return False
+    finally:
+        stopped.cancel()
+        task.cancel()
+        await asyncio.gather(task, stopped, return_exceptions=True)

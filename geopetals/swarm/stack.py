@@ -1,0 +1,160 @@
+"""The one place that makes petals 2.2.0.post1 importable on today's stack, and the one place that imports it.
+
+petals' metadata pins packages of 2023, its code needs little of them. Importing this module
+
+* gives `hivemind` the names that petals takes from its top and that hivemind >= 1.1.12 keeps in submodules only,
+* stands in for what petals imports and this project replaces (old model classes, tensor_parallel),
+* mends one fault of hivemind's unary calls (see `_call_unary_handler`).
+
+Nothing else patches anything. What GeoPETALS uses of petals is re-exported below.
+"""
+
+import asyncio
+import importlib
+import importlib.metadata
+import os
+import sys
+import types
+from typing import Any
+from uuid import uuid4
+
+from geopetals.errors import StackError
+
+PETALS_VERSION = "2.2.0.post1"
+INSTALL_PETALS = f"pip install --no-deps petals=={PETALS_VERSION}"
+
+_HIVEMIND_NAMES = {
+    "PeerID": "hivemind.p2p",
+    "P2P": "hivemind.p2p",
+    "P2PContext": "hivemind.p2p",
+    "MSGPackSerializer": "hivemind.utils.serializer",
+    "BatchTensorDescriptor": "hivemind.utils.tensor_descr",
+    "TensorDescriptor": "hivemind.utils.tensor_descr",
+    "MAX_DHT_TIME_DISCREPANCY_SECONDS": "hivemind.utils.timed_storage",
+    "get_dht_time": "hivemind.utils.timed_storage",
+    "TimedStorage": "hivemind.utils.timed_storage",
+    "get_logger": "hivemind.utils.logging",
+    "anext": "hivemind.utils.asyncio",
+    "nested_flatten": "hivemind.utils.nested",
+    "nested_compare": "hivemind.utils.nested",
+    "nested_pack": "hivemind.utils.nested",
+    "serialize_torch_tensor": "hivemind.compression",
+    "deserialize_torch_tensor": "hivemind.compression",
+    "deserialize_tensor_stream": "hivemind.compression",
+}
+_HIVEMIND_UTILS_NAMES = {
+    "DHTExpiration": "hivemind.utils.timed_storage",
+    "MPFuture": "hivemind.utils.mpfuture",
+    "get_dht_time": "hivemind.utils.timed_storage",
+    "get_logger": "hivemind.utils.logging",
+    "TensorDescriptor": "hivemind.utils.tensor_descr",
+    "enter_asynchronously": "hivemind.utils.asyncio",
+}
+
+
+def check_petals() -> None:
+    """Raise StackError with the command that mends it unless petals is installed in the one version we build on."""
+    try:
+        found = importlib.metadata.version("petals")
+    except importlib.metadata.PackageNotFoundError:
+        raise StackError(f"petals {PETALS_VERSION} is not installed: run `{INSTALL_PETALS}`.") from None
+    if found != PETALS_VERSION:
+        raise StackError(f"petals {found} is installed, but GeoPETALS needs {PETALS_VERSION}: run `{INSTALL_PETALS}`.")
+
+
+def _lend_names(package: str, names: dict[str, str]) -> None:
+    module = importlib.import_module(package)
+    for name, source in names.items():
+        if not hasattr(module, name):
+            setattr(module, name, getattr(importlib.import_module(source), name))
+
+
+def _stand_in(name: str, **attributes: Any) -> types.ModuleType:
+    module = types.ModuleType(name)
+    module.__dict__.update(attributes)
+    sys.modules[name] = module
+    return module
+
+
+def _stand_in_for_replaced_parts() -> None:
+    def replaced(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("this part of petals is replaced by geopetals.swarm.stage")
+
+    _stand_in("petals.models", __all__=[], __path__=[])
+    _stand_in("petals.server.from_pretrained", load_pretrained_block=replaced)
+    if "tensor_parallel" not in sys.modules:
+        only_a_name = type("TensorParallel", (), {})
+        package = _stand_in("tensor_parallel", TensorParallel=only_a_name, __path__=[])
+        vars(package)["tensor_parallel"] = _stand_in("tensor_parallel.tensor_parallel", PerDeviceTensors=only_a_name)
+        vars(package)["slicing_configs"] = _stand_in("tensor_parallel.slicing_configs", get_bloom_config=replaced)
+
+
+async def _call_unary_handler(self: Any, peer_id: Any, proto: str, data: bytes) -> bytes:
+    """hivemind's `ControlClient.call_unary_handler` with the pending future kept out of reach of cancellation.
+
+    In 1.1.12 a call that is cancelled while its answer is on the way leaves a cancelled future behind; set_result() on
+    it ends the task that reads all answers, and every later unary call of the process waits for ever.
+    """
+    from hivemind.p2p.p2p_daemon_bindings import control
+
+    call_id = uuid4()
+    call = control.p2pd_pb.CallUnaryRequest(peer=peer_id.to_bytes(), proto=proto, data=data)
+    request = control.p2pd_pb.PersistentConnectionRequest(callId=call_id.bytes, callUnary=call)
+    if request.ByteSize() > self.persistent_conn_max_msg_size:
+        raise control.P2PDaemonError(f"Message size exceeds set limit {self.persistent_conn_max_msg_size}")
+    future = self._pending_calls[call_id] = asyncio.get_running_loop().create_future()
+    future.add_done_callback(lambda done: done.exception())
+    try:
+        await self._pending_messages.put(request)
+        answer: bytes = await asyncio.shield(future)
+        return answer
+    except asyncio.CancelledError:
+        await self._cancel_unary_call(call_id)
+        raise
+    finally:
+        self._pending_calls.pop(call_id, None)
+
+
+def _activate() -> None:
+    check_petals()
+    os.environ.setdefault("PETALS_IGNORE_DEPENDENCY_VERSION", "1")
+    try:
+        _lend_names("hivemind", _HIVEMIND_NAMES)
+        _lend_names("hivemind.utils", _HIVEMIND_UTILS_NAMES)
+    except ModuleNotFoundError as error:
+        raise StackError(f"{error.name} is not installed: run `geopetals doctor` to see what is missing.") from error
+    _stand_in_for_replaced_parts()
+    from hivemind.p2p.p2p_daemon_bindings import control
+
+    control.ControlClient.call_unary_handler = _call_unary_handler
+
+
+_activate()
+
+from petals.data_structures import (  # noqa: E402
+    CHAIN_DELIMITER,
+    UID_DELIMITER,
+    ModelInfo,
+    RemoteModuleInfo,
+    ServerInfo,
+    ServerState,
+)
+from petals.server.block_selection import choose_best_blocks  # noqa: E402
+from petals.utils.misc import DUMMY, DUMMY_INT64, is_dummy  # noqa: E402
+from petals.utils.packaging import pack_args_kwargs, unpack_args_kwargs  # noqa: E402
+
+__all__ = [
+    "CHAIN_DELIMITER",
+    "DUMMY",
+    "DUMMY_INT64",
+    "PETALS_VERSION",
+    "UID_DELIMITER",
+    "ModelInfo",
+    "RemoteModuleInfo",
+    "ServerInfo",
+    "ServerState",
+    "choose_best_blocks",
+    "is_dummy",
+    "pack_args_kwargs",
+    "unpack_args_kwargs",
+]

@@ -1,0 +1,151 @@
+"""PETALS' messages on libp2p streams: framing, tensors and errors, read as coming from a hostile peer.
+
+A stream carries frames: one marker byte (0 message, 1 error), eight bytes of length, a protobuf. Tensors keep the bytes
+of hivemind's NONE and FLOAT16 compression. bfloat16 is sent as its own two bytes, which hivemind >= 1.1.8 reads, and
+read in that form or as the float32 that hivemind sends by default.
+"""
+
+import asyncio
+from typing import Any, TypeVar
+
+import msgpack
+import torch
+from google.protobuf.message import DecodeError, Message
+from hivemind.proto import runtime_pb2
+from hivemind.proto.p2pd_pb2 import RPCError
+from hivemind.utils.serializer import MSGPackSerializer
+
+from geopetals.errors import GeoPetalsError, ServerFull, ServerGone, ServerRefused
+
+HANDLER = "TransformerConnectionHandler"
+MAX_FRAME_BYTES = 256 * 2**20
+UNARY_LIMIT_BYTES = 2 * 2**20
+MAX_BATCH = 1024
+
+_MESSAGE, _ERROR = b"\x00", b"\x01"
+_HEADER_BYTES = 9
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int64": torch.int64}
+_NONE, _FLOAT16 = runtime_pb2.CompressionType.NONE, runtime_pb2.CompressionType.FLOAT16
+_FULL_MARK = "ServerFull: "
+
+AnyMessage = TypeVar("AnyMessage", bound=Message)
+
+
+class WireError(ValueError):
+    """What the peer sent breaks the protocol; the text goes back to it."""
+
+
+def frame(message: Message) -> bytes:
+    body: bytes = message.SerializeToString()
+    return _MESSAGE + len(body).to_bytes(8, "big") + body
+
+
+def error_frame(error: BaseException) -> bytes:
+    """An error as the peer's hivemind expects it. Its type is told by a prefix that stock clients ignore."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, ServerFull):
+        text = _FULL_MARK + text
+    body: bytes = RPCError(message=text).SerializeToString()
+    return _ERROR + len(body).to_bytes(8, "big") + body
+
+
+def end_of_stream() -> bytes:
+    """hivemind's mark after the last request: an error without a message."""
+    return _ERROR + (0).to_bytes(8, "big")
+
+
+def error_from_text(text: str, peer: str) -> GeoPetalsError:
+    """The typed error for what a server answered."""
+    if text.startswith(_FULL_MARK):
+        return ServerFull(text.removeprefix(_FULL_MARK))
+    if "AllocationFailed" in text or "Could not allocate" in text:
+        return ServerFull(f"server {short_peer(peer)} has no free attention cache: {text}")
+    return ServerRefused(f"server {short_peer(peer)} refused the request: {text}")
+
+
+async def read_message(reader: asyncio.StreamReader, kind: type[AnyMessage], *, peer: str) -> AnyMessage | None:
+    """The next message; None for hivemind's end-of-stream mark.
+
+    Raises asyncio.IncompleteReadError at the end of the stream, ServerFull or ServerRefused for an error frame and
+    WireError for what is no frame.
+    """
+    header = await reader.readexactly(_HEADER_BYTES)
+    size = int.from_bytes(header[1:], "big")
+    if size > MAX_FRAME_BYTES:
+        raise WireError(f"a message of {size} bytes is over the limit of {MAX_FRAME_BYTES}")
+    body = await reader.readexactly(size)
+    try:
+        if header[:1] == _MESSAGE:
+            return kind.FromString(body)
+        if header[:1] == _ERROR:
+            text = RPCError.FromString(body).message
+            if not text:
+                return None
+            raise error_from_text(text, peer)
+    except DecodeError as error:
+        raise WireError("a message is no valid protobuf") from error
+    raise WireError("a frame starts with an unknown marker")
+
+
+def read_metadata(data: bytes) -> dict[str, Any]:
+    """The metadata of a request: a msgpack map, or nothing."""
+    if not data:
+        return {}
+    try:
+        metadata = MSGPackSerializer.loads(data)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise WireError("the request's metadata is no valid msgpack") from error
+    if not isinstance(metadata, dict):
+        raise WireError("the request's metadata is not a map")
+    return metadata
+
+
+def write_metadata(metadata: dict[str, Any]) -> bytes:
+    data: bytes = MSGPackSerializer.dumps(metadata)
+    return data
+
+
+def serialize(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> runtime_pb2.Tensor:
+    """A CPU or device tensor as hivemind's NONE compression writes it."""
+    tensor = tensor.detach().to(device="cpu", dtype=dtype)
+    name = str(tensor.dtype).removeprefix("torch.")
+    raw = tensor.contiguous()
+    buffer = (raw.view(torch.int16) if raw.dtype == torch.bfloat16 else raw).numpy().tobytes()
+    return runtime_pb2.Tensor(compression=_NONE, buffer=buffer, size=list(tensor.shape), dtype=name)
+
+
+def deserialize(message: runtime_pb2.Tensor) -> torch.Tensor:
+    """A tensor from a peer; its kind, shape and length are checked before anything is allocated for it."""
+    dtype = _DTYPES.get(message.dtype)
+    if dtype is None or message.compression not in (_NONE, _FLOAT16):
+        raise WireError(f"tensors of kind {message.dtype!r} with compression {message.compression} are not accepted")
+    stored = _stored_dtype(message, dtype)
+    shape = tuple(message.size)
+    count = 1
+    for length in shape:
+        count *= length
+    if any(length < 0 for length in shape) or count * stored.itemsize != len(message.buffer):
+        raise WireError(f"a tensor of shape {shape} does not fit its {len(message.buffer)} bytes")
+    if count == 0:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(message.buffer), dtype=stored).reshape(shape).to(dtype)
+
+
+def _stored_dtype(message: runtime_pb2.Tensor, dtype: torch.dtype) -> torch.dtype:
+    if message.compression == _FLOAT16:
+        return torch.float16
+    if dtype != torch.bfloat16:
+        return dtype
+    values = 1
+    for length in message.size:
+        values *= length
+    return torch.bfloat16 if len(message.buffer) == 2 * values else torch.float32
+
+
+def gone(peer: str, why: str) -> ServerGone:
+    return ServerGone(f"server {short_peer(peer)} does not answer any more ({why}).")
+
+
+def short_peer(peer: str) -> str:
+    """The end of a peer id: enough to tell servers apart in a line of text."""
+    return f"…{peer[-6:]}"
