@@ -10,10 +10,11 @@ PETALS := petals==2.2.0.post1
 VENV := .venv
 STAMP := $(VENV)/.installed
 MANIFEST := pyproject.toml constraints.txt
-NO_LIVE := -m "not live" --ignore=tests/live
+NO_LIVE := -m "not live" --ignore=tests/live --ignore=tests/interop
+STOCK := tests/interop/stock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test test-live latest oldest constraints clean
+.PHONY: help demo check format test test-live interop latest oldest constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## show the targets
@@ -37,6 +38,9 @@ test: $(STAMP)  ## all tests that need no live swarm
 test-live: $(STAMP)  ## tests on real swarms of separate processes
 	$(VENV)/bin/pytest -m live tests/live $(ARGS)
 
+interop: $(STAMP) .venv-stock/.installed  ## stock PETALS and GeoPETALS in one swarm, on Llama and BLOOM
+	$(VENV)/bin/pytest tests/interop $(ARGS)
+
 latest: .venv-latest/.installed  ## the tests on the newest releases, without constraints
 	.venv-latest/bin/pytest $(NO_LIVE) $(ARGS)
 
@@ -49,7 +53,7 @@ constraints: $(STAMP)  ## write down the versions in .venv as the tested ones
 	touch $(STAMP)
 
 clean:  ## remove the environments and all caches
-	rm -rf .venv .venv-latest .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf .venv .venv-latest .venv-oldest .venv-stock .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(1) environment, $(2) what else pip is told
@@ -75,3 +79,12 @@ $(STAMP): $(MANIFEST)
 	$(PYTHON) -m venv .venv-oldest
 	sed -nE 's/^ +"([A-Za-z0-9_.-]+)>=([0-9.]+).*/\1==\2/p' pyproject.toml > .venv-oldest/constraints.txt
 	$(call install,.venv-oldest,--constraint .venv-oldest/constraints.txt)
+
+# PETALS with its own model classes and the transformers release they are written for.
+.venv-stock/.installed: $(STOCK)/requirements.txt $(STOCK)/requirements-petals.txt
+	@echo "Installing into .venv-stock: this takes some minutes the first time."
+	test -x .venv-stock/bin/pip || $(PYTHON) -m venv .venv-stock
+	.venv-stock/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $(STOCK)/requirements.txt
+	.venv-stock/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r $(STOCK)/requirements-petals.txt
+	touch $@

@@ -3,15 +3,23 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["AutoDistributedModelForCausalLM", "GeoPetalsError", "InferenceSession", "__version__"]
+__all__ = [
+    "AutoDistributedModelForCausalLM",
+    "AutoDistributedModelForSequenceClassification",
+    "GeoPetalsError",
+    "InferenceSession",
+    "__version__",
+]
 
 if TYPE_CHECKING:
+    from geopetals.client.classification import AutoDistributedModelForSequenceClassification
     from geopetals.client.model import AutoDistributedModelForCausalLM
     from geopetals.client.session import InferenceSession
     from geopetals.errors import GeoPetalsError
 
 _HOME = {
     "AutoDistributedModelForCausalLM": "geopetals.client.model",
+    "AutoDistributedModelForSequenceClassification": "geopetals.client.classification",
     "InferenceSession": "geopetals.client.session",
     "GeoPetalsError": "geopetals.errors",
 }

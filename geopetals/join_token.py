@@ -18,7 +18,8 @@ from geopetals.swarm.identity import ModelIdentity
 
 _PREFIX = "gp1"
 _MAX_LENGTH = 8192
-_MAX_PEERS = 32
+_MAX_PEERS = 8
+_MAX_ADDRESS = 384
 _HEX = re.compile(r"(?:[0-9a-f]{2}){16,}")
 _SWARM_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
@@ -37,11 +38,12 @@ class JoinToken:
     peers: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if not _SWARM_NAME.fullmatch(self.swarm):
-            raise TokenError(f"a swarm's name consists of letters, digits, '-' and '_', but got {self.swarm!r}.")
+        check_swarm_name(self.swarm)
         if not self.peers or len(self.peers) > _MAX_PEERS:
             raise TokenError(f"a join token names 1 to {_MAX_PEERS} peers, but got {len(self.peers)}.")
-        if not all(peer.startswith("/") and "/p2p/" in peer for peer in self.peers):
+        if not self.model.isprintable() or not 0 < len(self.model) <= _MAX_ADDRESS:
+            raise TokenError(f"a model's name has 1 to {_MAX_ADDRESS} printable characters.")
+        if not all(peer.startswith("/") and "/p2p/" in peer and len(peer) <= _MAX_ADDRESS for peer in self.peers):
             raise TokenError("a peer's address looks like /ip4/1.2.3.4/tcp/31330/p2p/<peer id>.")
 
     def encode(self) -> str:
@@ -93,6 +95,13 @@ def _unpack(payload: bytes) -> Any:
         return msgpack.unpackb(payload)
     except (ValueError, msgpack.UnpackException):
         raise TokenError("the join token cannot be read: ask for a new one from the swarm.") from None
+
+
+def check_swarm_name(name: str) -> str:
+    """The name itself; raises TokenError if it cannot be a DHT prefix."""
+    if not _SWARM_NAME.fullmatch(name):
+        raise TokenError(f"a swarm's name consists of 1 to 128 letters, digits, '-' and '_', but got {name!r}.")
+    return name
 
 
 def swarm_name_for(model: str) -> str:

@@ -36,13 +36,12 @@ def save_llama(
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        max_position_embeddings=512,
         tie_word_embeddings=tied,
         initializer_range=0.2,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
-        **config,
+        **{"max_position_embeddings": 512} | config,
     )
     return save_model(directory, settings, sharded=sharded, seed=seed, dtype=dtype)
 
@@ -54,17 +53,33 @@ def save_model(
     sharded: bool = False,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    spread: float | None = None,
 ) -> Path:
-    """A model of any family with random weights, and the tokenizer."""
+    """A model of any family with random weights, and the tokenizer.
+
+    With `spread` weights are drawn anew, that wide for each input: all parts of the model then matter to the output.
+    """
     generator_state = torch.get_rng_state()
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).to(dtype)
+    model = AutoModelForCausalLM.from_config(config)
+    if spread is not None:
+        _draw_anew(model, spread)
+    model = model.to(dtype)
     torch.set_rng_state(generator_state)
     model.generation_config.pad_token_id = 0
     size = _shard_bytes(model) if sharded else "1GB"
     model.save_pretrained(directory, max_shard_size=size)
     save_tokenizer(directory)
     return directory
+
+
+@torch.no_grad()
+def _draw_anew(model: PreTrainedModel, spread: float) -> None:
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=spread / parameter.shape[-1] ** 0.5)
+        elif parameter.is_floating_point():
+            parameter.add_(0.1 * torch.randn_like(parameter))
 
 
 def _shard_bytes(model: PreTrainedModel) -> int:

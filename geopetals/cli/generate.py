@@ -30,17 +30,17 @@ def add_swarm_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="Hub id or local directory (default: the token's)")
     parser.add_argument("--dht-prefix", help="the swarm's name, where it is not the model's")
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
-    parser.add_argument(
-        "--dtype", type=options.dtype_name, default="float32", help="format of embeddings and head here"
-    )
+    parser.add_argument("--dtype", type=options.dtype_name, default="float32", help="format of embeddings and head")
     parser.add_argument("--device", type=options.device_name, default="cpu", help="where embeddings and head run")
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=options.positive_int, default=128, metavar="N")
-    parser.add_argument("--temperature", type=float, help="sample with this temperature (default: greedy)")
-    parser.add_argument("--top-p", type=float, help="sample from this share of the probability")
-    parser.add_argument("--seed", type=int, help="makes sampling repeatable")
+    parser.add_argument(
+        "--temperature", type=options.temperature, help="sample with this temperature (default: greedy)"
+    )
+    parser.add_argument("--top-p", type=options.probability, help="sample from this share of the probability")
+    parser.add_argument("--seed", type=options.seed, help="makes sampling repeatable")
 
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:

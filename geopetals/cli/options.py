@@ -72,3 +72,33 @@ def positive_int(text: str) -> int:
     if not re.fullmatch(r"\d{1,12}", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no count: write a whole number of at least 1.")
     return int(text)
+
+
+def temperature(text: str) -> float:
+    """A sampling temperature; 0 means greedy."""
+    return _number(text, 0.0, 100.0, "a temperature from 0 (greedy) to 100")
+
+
+def probability(text: str) -> float:
+    """A share of the probability, above 0 and up to 1."""
+    value = _number(text, 0.0, 1.0, "a share above 0 and up to 1")
+    if value == 0:
+        raise argparse.ArgumentTypeError("0 leaves no token to choose: write a share above 0 and up to 1.")
+    return value
+
+
+def seed(text: str) -> int:
+    """A seed of torch's random numbers."""
+    if not re.fullmatch(r"\d{1,19}", text) or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: write a whole number from 0 to 2^63 - 1.")
+    return int(text)
+
+
+def _number(text: str, low: float, high: float, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{text!r} is out of range: write {what}.")
+    return value

@@ -17,15 +17,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="Hub id or local directory; default: the model of the token")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--join", metavar="TOKEN", help="join the swarm that this token is from")
-    where.add_argument("--new-swarm", action="store_true", help="start a swarm (the default without --join)")
-    parser.add_argument(
-        "--blocks", type=options.span, metavar="START:END", help="default: those the swarm serves least"
+    where.add_argument(
+        "--initial-peers", "--initial_peers", nargs="+", metavar="ADDRESS", help="libp2p addresses instead of a token"
+    )
+    where.add_argument(
+        "--new-swarm", "--new_swarm", action="store_true", help="start a swarm (the default without --join)"
+    )
+    parser.add_argument("--dht-prefix", "--dht_prefix", help="the swarm's name (default: the token's, or the model's)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--blocks",
+        "--block_indices",
+        type=options.span,
+        metavar="START:END",
+        help="default: those the swarm serves least",
+    )
+    which.add_argument(
+        "--num-blocks", "--num_blocks", type=options.positive_int, metavar="N", help="how many (default: all that fit)"
     )
     add_resource_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=options.port, default=0, help="TCP port (default: a free one)")
     parser.add_argument("--public-ip", metavar="IP", help="address to announce, where --host is not what others see")
-    parser.add_argument("--name", help="name to show to others")
+    parser.add_argument("--name", "--public_name", help="name to show to others")
     parser.add_argument(
         "--identity", type=Path, metavar="FILE", help="key that keeps this server's peer id; made if absent"
     )
@@ -38,6 +52,9 @@ def add_resource_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dtype", type=options.dtype_name, help="float32, bfloat16 or float16 (default: float32 on a CPU)"
+    )
+    parser.add_argument(
+        "--quantization", choices=("int8", "nf4"), help="hold the weights in 8 or 4 bits (bitsandbytes)"
     )
     parser.add_argument(
         "--memory",
@@ -67,7 +84,10 @@ def run(args: argparse.Namespace) -> int:
     config = ServerConfig(
         model=model,
         token=token,
+        initial_peers=tuple(args.initial_peers or ()),
+        swarm=args.dht_prefix,
         blocks=args.blocks,
+        count=args.num_blocks,
         host=args.host,
         port=args.port,
         public_ip=args.public_ip,
@@ -76,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         revision=args.revision,
         device=args.device,
         dtype=args.dtype,
+        quantization=args.quantization,
         memory_bytes=args.memory,
         kv_cache_tokens=args.kv_cache_tokens,
     )

@@ -1,7 +1,6 @@
 """`geopetals up`: a whole swarm on this machine."""
 
 import argparse
-import shlex
 import signal
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -29,13 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from geopetals.swarm.local import LocalSwarm
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
     swarm = LocalSwarm(
         args.model,
         revision=args.revision,
         reporter=Console(),
         device=args.device,
         dtype=args.dtype,
+        quantization=args.quantization,
         memory_bytes=args.memory,
         kv_cache_tokens=args.kv_cache_tokens,
     )
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(describe(server) for server in swarm.servers))
         print(f'to generate text:\n  geopetals generate --join {swarm.token} "The sun rises in the"')
         print(
-            f"to chat:\n  geopetals chat {shlex.quote(args.model)} --join {swarm.token}\nCtrl-C ends the swarm",
+            f"to chat:\n  geopetals chat --join {swarm.token}\nCtrl-C ends the swarm",
             flush=True,
         )
         try:

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from geopetals.errors import CheckpointError, SwarmFailure, UnsupportedInput
+from geopetals.errors import SwarmFailure, UnsupportedInput
 from geopetals.progress import Reporter, Silent
-from geopetals.swarm.architecture import block_of, find_layers
+from geopetals.swarm.absent import AbsentBlock, Flow, copy_settings
+from geopetals.swarm.architecture import block_of, find_decoder, find_layers
+from geopetals.swarm.chain_probe import find_convention, require_chain
 from geopetals.swarm.checkpoint import Checkpoint
-from geopetals.swarm.hollow import AbsentBlock, Flow, load_hollow
+from geopetals.swarm.hollow import load_hollow
 
 
 class RemoteStack(nn.Module):
@@ -25,11 +27,9 @@ class RemoteStack(nn.Module):
         super().__init__()
         self._flow = flow
         self.call = _not_connected
-        for name in ("attention_type", "layer_type", "layer_idx"):
-            if hasattr(layer, name):
-                setattr(self, name, getattr(layer, name))
+        copy_settings(layer, self)
 
-    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor | tuple[Tensor]:
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor | tuple[Tensor | None, ...]:
         out = self.call(hidden_states)
         if out.shape != hidden_states.shape:
             raise SwarmFailure(
@@ -118,7 +118,7 @@ def load_client(
     stacks: list[RemoteStack] = []
 
     def hollow(model: PreTrainedModel) -> None:
-        _, layers = find_layers(model.base_model, checkpoint.num_blocks)
+        _, layers = find_layers(model, checkpoint.num_blocks)
         stacks.append(RemoteStack(flow, layers[0]))
         layers[0] = stacks[-1]
         for block in range(1, checkpoint.num_blocks):
@@ -132,27 +132,40 @@ def load_client(
         device=device,
         reporter=reporter,
         task="loading embeddings and head",
+        holds_blocks=False,
     )
-    _find_layer_convention(model, stacks[-1], flow)
+    _require_chain(model, stacks[-1], flow, checkpoint.num_blocks)
+    _use_cache(model)
     memory = sum(parameter.nbytes for parameter in model.parameters())
     reporter.line(f"embeddings and head loaded: {memory / 1e6:.1f} MB in {time.monotonic() - began:.1f} s")
     return model, stacks[-1]
 
 
-@torch.inference_mode()
-def _find_layer_convention(model: PreTrainedModel, stack: RemoteStack, flow: Flow) -> None:
-    """Layers return a tensor or a tuple, by family: take the one with which hidden states keep their shape."""
-    base: Any = model.base_model
-    probe = torch.zeros(1, 2, model.config.hidden_size, dtype=model.dtype, device=model.device)
+def _use_cache(model: PreTrainedModel) -> None:
+    """The caches are on the servers whatever the checkpoint says: else generate() would send each prompt again."""
+    model.config.use_cache = True
+    if model.generation_config is not None:
+        model.generation_config.use_cache = True
+
+
+def _require_chain(model: PreTrainedModel, stack: RemoteStack, flow: Flow, num_blocks: int) -> None:
+    """Raises CheckpointError if the blocks need more from here than hidden states."""
+    decoder, _, layers = find_decoder(model, num_blocks)
+    name, tokens = type(decoder).__name__, 3
+    embedding: Any = model.get_input_embeddings()
+    vocabulary = int(embedding.weight.shape[0])
+
+    def run(probe: int) -> Any:
+        ids = (torch.arange(tokens, device=model.device)[None] + 1 + probe * tokens) % vocabulary
+        return decoder(input_ids=ids, use_cache=False)[0]
+
     stack.call = lambda hidden: hidden
     try:
-        for flow.as_tuple in (False, True):
-            try:
-                if base(inputs_embeds=probe, use_cache=False)[0].shape == probe.shape:
-                    return
-            except (IndexError, TypeError, AttributeError, RuntimeError, ValueError):
-                continue
+        with torch.inference_mode():
+            find_convention(flow, name, lambda: run(0), lambda out: out.shape[:2] == (1, tokens))
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        require_chain(flow, name, list(layers), run)
     finally:
+        model.requires_grad_(False)
         stack.call = _not_connected
-    name = type(base).__name__
-    raise CheckpointError(f"{name} does more than run its layers in a row: it cannot be split over servers.")

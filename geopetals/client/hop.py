@@ -1,4 +1,4 @@
-"""The client's end of one server's rpc_inference stream, and of its rpc_forward."""
+"""The client's end of one server's rpc_inference stream, and of its rpc_forward and rpc_backward."""
 
 import asyncio
 import uuid
@@ -85,11 +85,17 @@ class HopSession:
             raise
         return session
 
-    async def step(self, hidden: torch.Tensor, hypo_ids: torch.Tensor | None) -> torch.Tensor:
-        """Hidden states [batch, tokens, hidden] after this hop's blocks."""
+    async def step(
+        self, hidden: torch.Tensor, hypo_ids: torch.Tensor | None, prompts: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Hidden states [batch, tokens, hidden] after this hop's blocks.
+
+        `prompts` [blocks of the hop, batch or 1, prefix, hidden] are added to the first positions of each block's
+        input.
+        """
         try:
             async with asyncio.timeout(self._request_timeout_s):
-                output = await self._exchange(hidden, hypo_ids, {})
+                output = await self._exchange(hidden, hypo_ids, {}, prompts)
         except TimeoutError as error:
             raise gone(self.hop.peer_id, f"no answer within {self._request_timeout_s:.0f} s") from error
         if output.shape != hidden.shape:
@@ -100,9 +106,13 @@ class HopSession:
         return output
 
     async def _exchange(
-        self, hidden: torch.Tensor, hypo_ids: torch.Tensor | None, metadata: dict[str, Any]
+        self,
+        hidden: torch.Tensor,
+        hypo_ids: torch.Tensor | None,
+        metadata: dict[str, Any],
+        prompts: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        arguments = (hidden, DUMMY, DUMMY_INT64 if hypo_ids is None else hypo_ids)
+        arguments = (hidden, DUMMY if prompts is None else prompts, DUMMY_INT64 if hypo_ids is None else hypo_ids)
         tensors, structure = pack_args_kwargs(*arguments)
         more = {"session_id": self.session_id, "step_id": uuid.uuid4().hex, "args_structure": structure, **metadata}
         request = runtime_pb2.ExpertRequest(
@@ -149,10 +159,66 @@ async def _open_stream(
 
 
 async def call_forward(
-    p2p: P2P, hop: Hop, swarm: str, hidden: torch.Tensor, *, connect_timeout_s: float, request_timeout_s: float
+    p2p: P2P,
+    hop: Hop,
+    swarm: str,
+    hidden: torch.Tensor,
+    prompts: torch.Tensor | None = None,
+    *,
+    connect_timeout_s: float,
+    request_timeout_s: float,
 ) -> torch.Tensor:
-    """rpc_forward on one server: hidden states [batch, tokens, hidden] after its blocks, nothing cached."""
-    tensors, structure = pack_args_kwargs(hidden, DUMMY)
+    """rpc_forward on one server: hidden states [batch, tokens, hidden] after its blocks, nothing cached.
+
+    `prompts` as in HopSession.step. Raises ServerGone, ServerFull or ServerRefused.
+    """
+    arguments = (hidden, DUMMY if prompts is None else prompts)
+    answer = await _call(p2p, hop, swarm, "rpc_forward", arguments, connect_timeout_s, request_timeout_s)
+    if len(answer) != 1 or answer[0].shape != hidden.shape:
+        raise gone(hop.peer_id, "it answered a forward pass with another shape")
+    return answer[0]
+
+
+async def call_backward(
+    p2p: P2P,
+    hop: Hop,
+    swarm: str,
+    hidden: torch.Tensor,
+    grad_output: torch.Tensor,
+    prompts: torch.Tensor | None = None,
+    *,
+    connect_timeout_s: float,
+    request_timeout_s: float,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """rpc_backward on one server: gradients with respect to `hidden`, which it is given, and to `prompts`.
+
+    Both have the shape of what they belong to. Raises ServerGone, ServerFull or ServerRefused.
+    """
+    arguments = (hidden, grad_output, DUMMY if prompts is None else prompts)
+    answer = await _call(p2p, hop, swarm, "rpc_backward", arguments, connect_timeout_s, request_timeout_s)
+    if len(answer) != (1 if prompts is None else 2) or answer[0].shape != hidden.shape:
+        raise gone(hop.peer_id, "it answered a backward pass with other shapes")
+    if prompts is None:
+        return answer[0], None
+    grad_prompts = answer[1]
+    if grad_prompts.ndim == 4 and prompts.shape[1] == 1 < grad_prompts.shape[1] == hidden.shape[0]:
+        grad_prompts = grad_prompts.sum(dim=1, keepdim=True)  # stock servers answer for each row
+    if grad_prompts.shape != prompts.shape:
+        raise gone(hop.peer_id, "it answered a backward pass with other shapes")
+    return answer[0], grad_prompts
+
+
+async def _call(
+    p2p: P2P,
+    hop: Hop,
+    swarm: str,
+    method: str,
+    arguments: tuple[torch.Tensor, ...],
+    connect_timeout_s: float,
+    request_timeout_s: float,
+) -> list[torch.Tensor]:
+    """One request: unary where it is small enough, in parts on a stream otherwise."""
+    tensors, structure = pack_args_kwargs(*arguments)
     request = runtime_pb2.ExpertRequest(
         uid=CHAIN_DELIMITER.join(block_uids(swarm, hop.start, hop.end)),
         tensors=[serialize(tensor) for tensor in tensors],
@@ -161,15 +227,14 @@ async def call_forward(
     try:
         async with asyncio.timeout(request_timeout_s):
             if request.ByteSize() <= UNARY_LIMIT_BYTES:
-                answer = await _call_unary(p2p, hop.peer_id, "rpc_forward", request)
+                answer = await _call_unary(p2p, hop.peer_id, method, request)
             else:
-                answer = await _call_stream(p2p, hop.peer_id, "rpc_forward_stream", request, connect_timeout_s)
+                answer = await _call_stream(p2p, hop.peer_id, f"{method}_stream", request, connect_timeout_s)
+        return [deserialize(tensor) for tensor in answer]
     except TimeoutError as error:
         raise gone(hop.peer_id, f"no answer within {request_timeout_s:.0f} s") from error
-    output = deserialize(answer[0]) if answer else None
-    if output is None or output.shape != hidden.shape:
-        raise ServerRefused(f"server {short_peer(hop.peer_id)} answered a forward pass with another shape.")
-    return output
+    except WireError as error:
+        raise gone(hop.peer_id, f"it sent what is no answer: {error}") from error
 
 
 async def _call_unary(

@@ -2,25 +2,28 @@
 
 import contextlib
 import functools
+import os
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 
-from geopetals.client.config import ClientConfig
-from geopetals.client.hollow import RemoteCache, load_client
+from geopetals.client.autograd import through_swarm
+from geopetals.client.hollow import RemoteStack
+from geopetals.client.opening import open_hollow_model
+from geopetals.client.padding import AnySession, PaddedSession, left_padding
+from geopetals.client.ptune import add_prompts, check_tuning, deep_prompts
 from geopetals.client.session import InferenceSession
 from geopetals.client.swarm import SwarmClient
-from geopetals.errors import SwarmMismatch, UnsupportedInput
-from geopetals.join_token import JoinToken, swarm_name_for
-from geopetals.progress import Reporter, Silent
-from geopetals.swarm.checkpoint import Checkpoint
-from geopetals.swarm.devices import choose_device
+from geopetals.errors import UnsupportedInput
+from geopetals.join_token import JoinToken
+from geopetals.progress import Reporter
 
+Kind = TypeVar("Kind", bound="DistributedModel")
 _DEFAULT_NEW_TOKENS = 20
 _NEEDS_A_LOCAL_CACHE = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "penalty_alpha")
 
@@ -31,7 +34,7 @@ class AutoDistributedModelForCausalLM:
     @classmethod
     def from_pretrained(
         cls,
-        model: str | None = None,
+        model: str | os.PathLike[str] | None = None,
         *,
         join: str | JoinToken | None = None,
         initial_peers: Sequence[str] = (),
@@ -39,6 +42,8 @@ class AutoDistributedModelForCausalLM:
         revision: str | None = None,
         dtype: torch.dtype | str = torch.float32,
         device: str = "cpu",
+        tuning_mode: str | None = None,
+        pre_seq_len: int = 0,
         reporter: Reporter | None = None,
         **options: Any,
     ) -> "DistributedModel":
@@ -46,45 +51,36 @@ class AutoDistributedModelForCausalLM:
         it.
 
         Instead of a token, `initial_peers` (libp2p addresses) and, where the swarm's name is not the model's,
-        `dht_prefix` may be given, as in PETALS. `options` are the fields of ClientConfig. Raises GeoPetalsError with
-        one sentence when the model cannot be found, the swarm cannot be reached, or it serves another model.
+        `dht_prefix` may be given, as in PETALS. `tuning_mode` "ptune" or "deep_ptune" puts `pre_seq_len` trainable
+        prompt vectors before every text. `options` are the fields of ClientConfig. Raises GeoPetalsError with one
+        sentence when the model cannot be found, the swarm cannot be reached, or it serves another model.
         """
-        token = JoinToken.decode(join) if isinstance(join, str) else join
-        name = model or (token.model if token is not None else None)
-        if name is None:
-            raise UnsupportedInput("say which model: from_pretrained(MODEL, join=TOKEN).")
-        if (token is None) == (not initial_peers):
-            raise UnsupportedInput("say which swarm: pass either join=TOKEN or initial_peers=[...].")
-        config = _client_config(options)
-        checkpoint = Checkpoint.open(name, revision=revision, reporter=reporter or Silent())
-        identity = checkpoint.identity()
-        conflict = identity.conflict(token.identity) if token is not None else None
-        if conflict is not None:
-            raise SwarmMismatch(f"the token is for a swarm of another model: {conflict}")
-        loaded, stack = load_client(
-            checkpoint, dtype=_as_dtype(dtype), device=choose_device(device), reporter=reporter or Silent()
+        check_tuning(tuning_mode, pre_seq_len)
+        opened = open_hollow_model(
+            model,
+            join=join,
+            initial_peers=initial_peers,
+            dht_prefix=dht_prefix,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            reporter=reporter,
+            options=options,
         )
-        swarm = SwarmClient(
-            peers=token.peers if token is not None else tuple(initial_peers),
-            swarm=dht_prefix or (token.swarm if token is not None else swarm_name_for(name)),
-            num_blocks=checkpoint.num_blocks,
-            hidden_size=int(checkpoint.config.hidden_size),
-            identity=identity,
-            config=config,
-        )
-        swarm.start()
-        return _distributed(loaded, swarm, stack)
+        add_prompts(opened.model, tuning_mode, pre_seq_len)
+        return connect_model(opened.model, opened.swarm, opened.stack, DistributedModel)
 
 
 class DistributedModel(PreTrainedModel, GenerationMixin):
     """What `from_pretrained` returns: the model's own Transformers class with these methods in front of its own.
 
     A session is active inside `with model.inference_session(max_length=...)`; `generate()` and `forward()` then go on
-    where the session is. Outside, `generate()` opens one for itself and `forward()` runs without a cache.
+    where the session is. Outside, `generate()` opens one for itself and `forward()` runs without a cache and can be
+    differentiated. The model's own parameters are frozen, trainable prompts are not.
     """
 
     _swarm: SwarmClient
-    _active: ContextVar[InferenceSession | None]
+    _active: ContextVar[AnySession | None]
     _finalizer: Any
 
     @property
@@ -93,23 +89,34 @@ class DistributedModel(PreTrainedModel, GenerationMixin):
         return self._swarm
 
     @property
-    def active_session(self) -> InferenceSession | None:
+    def active_session(self) -> AnySession | None:
         return self._active.get()
 
     @contextlib.contextmanager
     def inference_session(self, *, max_length: int) -> Iterator[InferenceSession]:
-        """A new session of at most `max_length` tokens, active inside the block."""
-        with InferenceSession(self._swarm, max_length) as session, self.use_session(session):
+        """A new session of at most `max_length` tokens, active inside the block. Trainable prompts come on top."""
+        prefix = self._prefix_tokens
+        session = InferenceSession(self._swarm, max_length + prefix, prefix_tokens=prefix)
+        with session, self.use_session(session):
             yield session
 
     @contextlib.contextmanager
-    def use_session(self, session: InferenceSession | None) -> Iterator[InferenceSession | None]:
+    def use_session(self, session: AnySession | None) -> Iterator[AnySession | None]:
         """Make an existing session the active one inside the block."""
+        if session is not None and session.prefix_tokens != self._prefix_tokens:
+            raise UnsupportedInput(
+                "the session has not as many tuned prompts as this model: use model.inference_session(), and texts of "
+                "equal length."
+            )
         token = self._active.set(session)
         try:
             yield session
         finally:
             self._active.reset(token)
+
+    @property
+    def _prefix_tokens(self) -> int:
+        return getattr(self.base_model, "pre_seq_len", 0)
 
     def close(self) -> None:
         """Leave the swarm; done at the end of the program if nobody does it earlier."""
@@ -120,7 +127,7 @@ class DistributedModel(PreTrainedModel, GenerationMixin):
         self,
         inputs: torch.Tensor | None = None,
         *args: Any,
-        session: InferenceSession | None = None,
+        session: AnySession | None = None,
         **kwargs: Any,
     ) -> Any:
         """Transformers' generate() through the swarm.
@@ -129,20 +136,33 @@ class DistributedModel(PreTrainedModel, GenerationMixin):
         and the result holds the tokens after those of earlier calls, as in PETALS.
         """
         inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
-        self._refuse_unsupported(inputs, kwargs)
+        self._refuse_unsupported(kwargs)
+        mask = self._padding_mask(inputs, kwargs.pop("attention_mask", None))
         session = session or self.active_session
         with contextlib.ExitStack() as held:
-            if session is None:
-                length = self._session_length(inputs, kwargs)
-                session = held.enter_context(self.inference_session(max_length=length))
-            else:
+            if session is not None:
+                if mask is not None:
+                    raise UnsupportedInput("inside a session the prompts of a batch must have the same length.")
                 held.enter_context(self.use_session(session))
-            return self._generate_in(session, inputs, args, kwargs)
+                return self._generate_in(session, inputs, args, kwargs)
+            length = self._session_length(inputs, kwargs)
+            if mask is None:
+                return self._generate_in(
+                    held.enter_context(self.inference_session(max_length=length)), inputs, args, kwargs
+                )
+            padded = held.enter_context(PaddedSession(self._swarm, length, left_padding(mask)))
+            held.enter_context(self.use_session(padded))
+            return self._generate_in(padded, inputs, args, {**kwargs, "attention_mask": mask})
 
     def _generate_in(
-        self, session: InferenceSession, inputs: torch.Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, session: AnySession, inputs: torch.Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         previous = session.output_ids
+        known = 0 if previous is None else previous.shape[1]
+        if session.position - session.prefix_tokens > known:
+            raise UnsupportedInput(
+                "the session has processed tokens that generate() did not return, as after an error: open a new one."
+            )
         if previous is not None:
             if (kwargs.get("num_beams") or 1) > 1:
                 warnings.warn(
@@ -150,7 +170,7 @@ class DistributedModel(PreTrainedModel, GenerationMixin):
                 )
             inputs = previous if inputs is None else torch.cat([previous, inputs.to(previous.device)], dim=1)
         if inputs is not None:
-            kwargs["attention_mask"] = torch.ones_like(inputs)
+            kwargs.setdefault("attention_mask", torch.ones_like(inputs))
         result = self._local_generate(inputs, *args, past_key_values=session.cache, **kwargs)
         sequences = result if isinstance(result, torch.Tensor) else result.sequences
         session.output_ids = sequences
@@ -164,21 +184,22 @@ class DistributedModel(PreTrainedModel, GenerationMixin):
         parent: Any = super()
         return parent.generate(*args, **kwargs)
 
-    def _refuse_unsupported(self, inputs: torch.Tensor | None, kwargs: dict[str, Any]) -> None:
+    def _refuse_unsupported(self, kwargs: dict[str, Any]) -> None:
         for name in _NEEDS_A_LOCAL_CACHE:
             if kwargs.get(name):
                 raise UnsupportedInput(
                     f"{name} takes tokens back from the cache, which servers do not do: leave it out."
                 )
-        mask = kwargs.pop("attention_mask", None)
+        if kwargs.get("use_cache") is False:
+            raise UnsupportedInput("the servers keep the attention cache: leave use_cache=False out.")
+
+    def _padding_mask(self, inputs: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """The attention mask if it masks anything; without one, padding is told by its token, as Transformers does."""
         if mask is None and inputs is not None and inputs.shape[0] > 1:
             pad, eos = self.generation_config.pad_token_id, self.generation_config.eos_token_id
             if pad is not None and pad not in (eos if isinstance(eos, list) else [eos]):
-                mask = inputs != pad
-        if mask is not None and not bool(mask.bool().all()):
-            raise UnsupportedInput(
-                "the prompts of a batch must have the same length: generate prompts of unequal length one by one."
-            )
+                mask = (inputs != pad).long()
+        return None if mask is None or bool(mask.bool().all()) else mask
 
     def _session_length(self, inputs: torch.Tensor | None, kwargs: dict[str, Any]) -> int:
         """Tokens to reserve on the servers: the prompt and all that generate() may add."""
@@ -196,13 +217,15 @@ class DistributedModel(PreTrainedModel, GenerationMixin):
 
     def _run_blocks(self, hidden: torch.Tensor) -> torch.Tensor:
         """What stands in the place of the model's blocks."""
-        if hidden.requires_grad and torch.is_grad_enabled():
-            raise UnsupportedInput("gradients do not pass through remote blocks: call the model under torch.no_grad().")
         session = self.active_session
         if session is None:
-            output = self._swarm.run(self._swarm.forward_async(hidden.detach().cpu()))
-            return output.to(device=hidden.device, dtype=hidden.dtype)
-        return session.step(hidden, session.cache.take_hypo_ids())
+            return through_swarm(self._swarm, hidden, deep_prompts(self))
+        if hidden.requires_grad and torch.is_grad_enabled():
+            raise UnsupportedInput(
+                "gradients do not pass through an inference session: train outside of it, or use torch.no_grad()."
+            )
+        order = session.cache.take_hypo_ids()
+        return session.step(hidden, order, deep_prompts(self) if session.position == 0 else None)
 
     def _cache_arguments(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Make forward() use the active session's cache, or none; a cache of another kind would be silently empty."""
@@ -212,29 +235,39 @@ class DistributedModel(PreTrainedModel, GenerationMixin):
             if cache is not None and cache is not session.cache:
                 raise UnsupportedInput("inside a session past_key_values is the session's own: leave it out.")
             return {**kwargs, "past_key_values": session.cache, "use_cache": True}
-        if cache is not None and not (isinstance(cache, RemoteCache) or cache.get_seq_length() == 0):
+        if cache is not None and cache.get_seq_length() > 0:
             raise UnsupportedInput(
                 "past_key_values is held by the servers: use model.inference_session(max_length=...)."
             )
         return {**kwargs, "past_key_values": None, "use_cache": False}
 
+    def _mask_arguments(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Remote blocks see no mask. Padding after the text needs none, as tokens do not look ahead."""
+        mask = kwargs.get("attention_mask")
+        if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or bool(mask.bool().all()):
+            return kwargs
+        if isinstance(self.active_session, PaddedSession):
+            return kwargs
+        text_comes_first = not bool((mask[:, 1:].bool() & ~mask[:, :-1].bool()).any()) and bool(mask[:, 0].all())
+        if self.active_session is not None or not text_comes_first:
+            raise UnsupportedInput(
+                "padded inputs are not computed correctly by remote blocks: pass sequences of equal length, or outside "
+                "of sessions pad on the right."
+            )
+        return {**kwargs, "attention_mask": None}
 
-def _distributed(loaded: PreTrainedModel, swarm: SwarmClient, stack: Any) -> DistributedModel:
-    """Give the hollow model the methods of DistributedModel, in front of those of its own class."""
+
+def connect_model(loaded: PreTrainedModel, swarm: SwarmClient, stack: RemoteStack, kind: type[Kind]) -> Kind:
+    """Give the hollow model the methods of `kind`, in front of those of its own class, and the swarm for its blocks."""
     own_class = type(loaded)
 
     @functools.wraps(own_class.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        mask = kwargs.get("attention_mask")
-        if isinstance(mask, torch.Tensor) and mask.ndim == 2 and not bool(mask.bool().all()):
-            raise UnsupportedInput(
-                "padded inputs are not computed correctly by remote blocks: pass sequences of equal length."
-            )
-        return own_class.forward(self, *args, **self._cache_arguments(kwargs))
+        return own_class.forward(self, *args, **self._mask_arguments(self._cache_arguments(kwargs)))
 
     members = {"forward": forward, "__module__": own_class.__module__}
-    loaded.__class__ = type(own_class.__name__, (DistributedModel, own_class), members)
-    model = cast(DistributedModel, loaded)
+    loaded.__class__ = type(own_class.__name__, (kind, own_class), members)
+    model = cast(Kind, loaded)
     model._swarm = swarm
     model._active = ContextVar("geopetals_session", default=None)
     model._finalizer = weakref.finalize(model, swarm.close)
@@ -247,21 +280,3 @@ def _distributed(loaded: PreTrainedModel, swarm: SwarmClient, stack: Any) -> Dis
 
     stack.call = call
     return model
-
-
-def _client_config(options: dict[str, Any]) -> ClientConfig:
-    try:
-        return ClientConfig(**options)
-    except TypeError:
-        known = ", ".join(ClientConfig.__dataclass_fields__)
-        unknown = ", ".join(sorted(set(options) - set(ClientConfig.__dataclass_fields__)))
-        raise UnsupportedInput(f"unknown option {unknown}: the options are {known}.") from None
-
-
-def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    found = getattr(torch, dtype.removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype):
-        raise UnsupportedInput(f"{dtype!r} is no number format: use float32, bfloat16 or float16.")
-    return found

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from geopetals.errors import SwarmFailure
+
 Result = TypeVar("Result")
 _JOIN_TIMEOUT_S = 10.0
 
@@ -31,6 +33,9 @@ class LoopThread:
         if threading.current_thread() is self._thread:
             work.close()
             raise RuntimeError("the client's event loop cannot wait for itself")
+        if self._loop.is_closed() or not self._thread.is_alive():
+            work.close()
+            raise SwarmFailure("the connection to the swarm is closed: open the model again with from_pretrained().")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -46,8 +51,16 @@ class LoopThread:
     def stop(self) -> None:
         if self._loop.is_closed():
             return
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(lambda: self._loop.create_task(self._wind_up()))
         if threading.current_thread() is not self._thread:
             self._thread.join(_JOIN_TIMEOUT_S)
             if not self._thread.is_alive():
                 self._loop.close()
+
+    async def _wind_up(self) -> None:
+        """Cancel what still runs, let it finish, stop."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        self._loop.stop()

@@ -5,6 +5,7 @@ new chain is opened, fed that history, and goes on with the step that failed.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -25,16 +26,22 @@ _CHUNK_BYTES = 16 * 2**20
 
 
 class InferenceSession:
-    """One batch of sequences of at most `max_length` tokens. A context manager, for one thread at a time."""
+    """One batch of sequences of at most `max_length` tokens. A context manager, for one thread at a time.
 
-    def __init__(self, swarm: SwarmClient, max_length: int) -> None:
+    The first `prefix_tokens` of them are trained prompts in front of the text: `cache` counts the text alone.
+    """
+
+    def __init__(self, swarm: SwarmClient, max_length: int, *, prefix_tokens: int = 0) -> None:
+        self._closed = True
         if max_length < 1:
             raise UnsupportedInput(f"a session needs max_length of at least 1 token, got {max_length}.")
         self._swarm = swarm
         self.max_length = max_length
+        self.prefix_tokens = prefix_tokens
         self.output_ids: torch.Tensor | None = None
-        self.cache = RemoteCache(lambda: self.position, swarm.num_blocks)
+        self.cache = RemoteCache(lambda: max(0, self.position - prefix_tokens), swarm.num_blocks)
         self._hops: list[HopSession] = []
+        self._prompts: torch.Tensor | None = None
         self._store: torch.Tensor | None = None
         self._position = 0
         self._closed = False
@@ -49,12 +56,15 @@ class InferenceSession:
         """The chain in use; empty before the first step."""
         return tuple(session.hop for session in self._hops)
 
-    def step(self, hidden: torch.Tensor, hypo_ids: torch.Tensor | None = None) -> torch.Tensor:
+    def step(
+        self, hidden: torch.Tensor, hypo_ids: torch.Tensor | None = None, prompts: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Hidden states [batch, tokens, hidden] of new tokens through all blocks, on the device and in the format
         given.
 
-        `hypo_ids` [batch]: row i continues what row hypo_ids[i] was. Raises UnsupportedInput for a step that does not
-        fit the session, SwarmFailure when no chain can do it.
+        `hypo_ids` [batch]: row i continues what row hypo_ids[i] was. `prompts` [blocks, batch or 1, prefix, hidden],
+        in the first step only, are added to the first positions of each block's input. Raises UnsupportedInput for a
+        step that does not fit the session, SwarmFailure when no chain can do it.
         """
         if self._closed:
             raise UnsupportedInput("the session is closed: open a new one.")
@@ -65,12 +75,20 @@ class InferenceSession:
             )
         if self._store is not None and self._store.shape[0] != hidden.shape[0]:
             raise UnsupportedInput(f"the session has a batch of {self._store.shape[0]}, got {hidden.shape[0]}.")
+        if prompts is not None:
+            if self._position > 0:
+                raise UnsupportedInput(
+                    "prompts belong to the first step of a session: open a new one for other prompts."
+                )
+            self._prompts = prompts.detach().cpu()
         inputs = hidden.detach().cpu()
-        output = self._swarm.run(self._step_async(inputs, None if hypo_ids is None else hypo_ids.cpu()))
+        output = self._swarm.run(self.step_async(inputs, None if hypo_ids is None else hypo_ids.cpu()))
         return output.to(device=hidden.device, dtype=hidden.dtype)
 
     def open(self, batch: int) -> None:
         """Reserve the caches for `batch` sequences now; the first step does it otherwise."""
+        if self._closed:
+            raise UnsupportedInput("the session is closed: open a new one.")
         if not self._hops:
             self._swarm.run(self._on_chain(batch, _nothing))
 
@@ -78,7 +96,8 @@ class InferenceSession:
         """Free the caches on the servers. Never raises."""
         if not self._closed:
             self._closed = True
-            self._swarm.run(self._close_hops())
+            with contextlib.suppress(SwarmFailure):  # the connection is closed already, and the caches with it
+                self._swarm.run(self._close_hops())
 
     def __enter__(self) -> "InferenceSession":
         return self
@@ -94,7 +113,7 @@ class InferenceSession:
 
     # -- on the event loop ---------------------------------------------------------------------------------------------
 
-    async def _step_async(self, inputs: torch.Tensor, hypo_ids: torch.Tensor | None) -> torch.Tensor:
+    async def step_async(self, inputs: torch.Tensor, hypo_ids: torch.Tensor | None) -> torch.Tensor:
         output = await self._on_chain(inputs.shape[0], lambda: self._run(inputs, hypo_ids))
         self._remember(inputs, hypo_ids)
         return output
@@ -138,8 +157,8 @@ class InferenceSession:
         """Reserve cache on every server of the best chain, at the same time on all."""
         chain = await self._swarm.chain_async(refresh=retry)
         config = self._swarm.config
-        results = await asyncio.gather(
-            *(
+        openings = [
+            asyncio.create_task(
                 HopSession.open(
                     self._swarm.network.p2p,
                     hop,
@@ -151,10 +170,15 @@ class InferenceSession:
                     request_timeout_s=config.request_timeout,
                     alloc_timeout_s=config.connect_timeout if retry else 0.0,
                 )
-                for hop in chain
-            ),
-            return_exceptions=True,
-        )
+            )
+            for hop in chain
+        ]
+        try:
+            results = await asyncio.gather(*openings, return_exceptions=True)
+        except asyncio.CancelledError:  # some are open already: their servers hold cache for us
+            for opening in openings:
+                opening.add_done_callback(_abort_if_open)
+            raise
         self._hops = [result for result in results if isinstance(result, HopSession)]
         for hop, result in zip(chain, results, strict=True):
             if isinstance(result, ServerGone | ServerFull):
@@ -166,16 +190,18 @@ class InferenceSession:
 
     async def _run(self, inputs: torch.Tensor, hypo_ids: torch.Tensor | None) -> torch.Tensor:
         """All blocks for new tokens, long prompts in pieces; `hypo_ids` go with the first piece."""
-        outputs = []
+        outputs, position = [], self._position
         for piece in inputs.split(self._chunk_tokens(inputs), dim=1):
-            outputs.append(await self._run_piece(piece, hypo_ids))
+            outputs.append(await self._run_piece(piece, hypo_ids, position))
             hypo_ids = None
+            position += piece.shape[1]
         return torch.cat(outputs, dim=1)
 
-    async def _run_piece(self, hidden: torch.Tensor, hypo_ids: torch.Tensor | None) -> torch.Tensor:
+    async def _run_piece(self, hidden: torch.Tensor, hypo_ids: torch.Tensor | None, position: int) -> torch.Tensor:
         for session in self._hops:
+            prompts = self._prompts_for(session.hop, position, hidden.shape[1])
             try:
-                hidden = await session.step(hidden, hypo_ids)
+                hidden = await session.step(hidden, hypo_ids, prompts)
             except ServerGone as error:
                 self._swarm.avoid(session.hop.peer_id, error)
                 raise
@@ -183,8 +209,16 @@ class InferenceSession:
 
     async def _replay(self, history: torch.Tensor) -> None:
         log.warning("session.recovery tokens=%d", history.shape[1])
+        position = 0
         for piece in history.split(self._chunk_tokens(history), dim=1):
-            await self._run_piece(piece, None)
+            await self._run_piece(piece, None, position)
+            position += piece.shape[1]
+
+    def _prompts_for(self, hop: Hop, position: int, tokens: int) -> torch.Tensor | None:
+        """What is added to the tokens from `position` on in the blocks of one hop."""
+        if self._prompts is None or position >= self._prompts.shape[2]:
+            return None
+        return self._prompts[hop.start : hop.end, :, position : position + tokens]
 
     def _chunk_tokens(self, hidden: torch.Tensor) -> int:
         return max(1, _CHUNK_BYTES // (hidden.shape[0] * hidden.shape[2] * hidden.element_size()))
@@ -207,6 +241,11 @@ class InferenceSession:
     async def _close_hops(self) -> None:
         hops, self._hops = self._hops, []
         await asyncio.gather(*(session.close() for session in hops), return_exceptions=True)
+
+
+def _abort_if_open(opening: "asyncio.Task[HopSession]") -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().abort()
 
 
 async def _nothing() -> None:

@@ -4,14 +4,16 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from hivemind.p2p import PeerID
 from hivemind.proto import runtime_pb2
 
+from geopetals.client.chain_pass import forward_batches
 from geopetals.client.config import ClientConfig
-from geopetals.client.hop import call_forward
+from geopetals.client.hop import call_backward, call_forward
 from geopetals.client.routing import Candidate, Hop, shortest_chain
 from geopetals.client.runtime import LoopThread
 from geopetals.errors import ServerFull, ServerGone, SwarmFailure
@@ -26,6 +28,7 @@ Result = TypeVar("Result")
 _FULL_PENALTY_S = 10.0
 _UNKNOWN_BLOCK_S = 0.05
 _FAREWELL_TIMEOUT_S = 5.0
+_NOBODY = ""
 
 
 class SwarmClient:
@@ -91,11 +94,13 @@ class SwarmClient:
         self._network = await Network.start(self._network_config)
         await self.refresh_async()
 
-    async def chain_async(self, *, refresh: bool = False) -> tuple[Hop, ...]:
-        """The best chain now. Raises NoChain that names the blocks without a server."""
+    async def chain_async(self, *, refresh: bool = False, start: int = 0, end: int | None = None) -> tuple[Hop, ...]:
+        """The best chain through the blocks [start, end) now; by default all. Raises NoChain that names the blocks
+        without a server.
+        """
         if refresh or time.monotonic() - self._refreshed_at > self.config.update_period:
             await self.refresh_async()
-        return shortest_chain(self._candidates(), self.num_blocks)
+        return _chain_within(self._candidates(), start, self.num_blocks if end is None else end, self.num_blocks)
 
     def avoid(self, peer_id: str, error: SwarmFailure) -> None:
         """Route around a server for a while: at a price if it is only full, at any price if it failed."""
@@ -108,7 +113,7 @@ class SwarmClient:
         """Read the DHT and measure the round trips to all servers."""
         async with self._refreshing:
             servers = await read_servers(self.network.node, self.swarm, self.num_blocks)
-            check_same_model(self._identity, servers)
+            servers = check_same_model(self._identity, servers)
             self._servers = [server for server in servers if server.is_online and self._is_allowed(server.peer_id)]
             times = await asyncio.gather(*(self._ping(server.peer_id) for server in self._servers))
             self._rtt_s = {
@@ -158,31 +163,51 @@ class SwarmClient:
                 )
         return candidates
 
-    async def forward_async(self, hidden: torch.Tensor) -> torch.Tensor:
+    async def forward_async(self, hidden: torch.Tensor, prompts: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states [batch, tokens, hidden] through all blocks, nothing cached. On failure by another chain."""
-        for attempt in range(self.config.max_retries + 1):
-            try:
-                return await self._forward_once(await self.chain_async(refresh=attempt > 0), hidden)
-            except ServerGone:
-                if attempt == self.config.max_retries:
-                    raise
-        raise AssertionError("unreachable")
+        output, _ = await forward_batches(self, hidden, prompts)
+        return output
 
-    async def _forward_once(self, chain: tuple[Hop, ...], hidden: torch.Tensor) -> torch.Tensor:
-        for hop in chain:
-            try:
-                hidden = await call_forward(
-                    self.network.p2p,
-                    hop,
-                    self.swarm,
-                    hidden,
-                    connect_timeout_s=self.config.connect_timeout,
-                    request_timeout_s=self.config.request_timeout,
-                )
-            except ServerGone as error:
-                self.avoid(hop.peer_id, error)
-                raise
-        return hidden
+    async def forward_on(self, hop: Hop, hidden: torch.Tensor, prompts: torch.Tensor | None) -> torch.Tensor:
+        """rpc_forward on one server; if it fails, chains avoid it from now on."""
+        try:
+            return await call_forward(self.network.p2p, hop, self.swarm, hidden, prompts, **self._timeouts())
+        except (ServerGone, ServerFull) as error:
+            self.avoid(hop.peer_id, error)
+            raise
+
+    async def backward_on(
+        self, hop: Hop, hidden: torch.Tensor, grad_output: torch.Tensor, prompts: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """rpc_backward on one server; if it fails, chains avoid it from now on."""
+        try:
+            return await call_backward(
+                self.network.p2p, hop, self.swarm, hidden, grad_output, prompts, **self._timeouts()
+            )
+        except (ServerGone, ServerFull) as error:
+            self.avoid(hop.peer_id, error)
+            raise
+
+    def _timeouts(self) -> dict[str, float]:
+        return {
+            "connect_timeout_s": self.config.connect_timeout,
+            "request_timeout_s": self.config.request_timeout,
+        }
+
+
+def _chain_within(candidates: list[Candidate], start: int, end: int, num_blocks: int) -> tuple[Hop, ...]:
+    """The cheapest chain through [start, end): whatever is outside is taken to be served at no cost."""
+    inside = [
+        replace(server, start=max(server.start, start), end=min(server.end, end))
+        for server in candidates
+        if server.start < end and start < server.end
+    ]
+    outside = [
+        Candidate(peer_id=_NOBODY, start=first, end=last, rtt_s=0.0, block_s=0.0)
+        for first, last in ((0, start), (end, num_blocks))
+        if first < last
+    ]
+    return tuple(hop for hop in shortest_chain(inside + outside, num_blocks) if hop.peer_id != _NOBODY)
 
 
 async def _stop(network: Network) -> None:

@@ -34,12 +34,12 @@ def unpack(tensors: Sequence[runtime_pb2.Tensor], structure: Any) -> list[torch.
     if structure is None:
         return list(flat)
     try:
-        arguments, _ = unpack_args_kwargs(flat, structure)
-    except (IndexError, ValueError, TypeError, KeyError, StopIteration, AssertionError) as error:
+        arguments = list(unpack_args_kwargs(flat, structure)[0])
+    except Exception as error:  # a stranger's nested structure may raise anything on its way
         raise WireError("the request's args_structure does not fit its tensors") from error
     if not all(isinstance(argument, torch.Tensor) for argument in arguments):
         raise WireError("the request's arguments are not all tensors")
-    return list(arguments)
+    return arguments
 
 
 def read_step(tensors: Sequence[runtime_pb2.Tensor], structure: Any, stage: Stage, span: range) -> StepInput:

@@ -1,13 +1,13 @@
 """Which blocks a server takes when nobody tells it: stock PETALS' rule, until a coordinator decides."""
 
 import torch
-from hivemind.p2p import PeerID
 from transformers import PretrainedConfig
 
 from geopetals.swarm import devices
 from geopetals.swarm.checkpoint import Checkpoint
 from geopetals.swarm.records import ServerRecord
 from geopetals.swarm.stack import RemoteModuleInfo, ServerInfo, choose_best_blocks
+from geopetals.swarm.stage import load_stage
 
 _KV_TOKENS, _KV_TOKENS_GROUPED = 4096, 16384
 
@@ -19,21 +19,33 @@ def default_kv_tokens(config: PretrainedConfig) -> int:
     return _KV_TOKENS_GROUPED if heads is not None and groups is not None and groups < heads else _KV_TOKENS
 
 
+def measured_block_bytes(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, quantization: str | None
+) -> int:
+    """Memory of one block's weights: from the files, or, where they are to be quantized, of a block loaded to see."""
+    if quantization is None:
+        return checkpoint.block_bytes(dtype)
+    return load_stage(checkpoint, 0, 1, dtype=dtype, device=device, quantization=quantization).memory_bytes
+
+
 def choose_blocks(
     checkpoint: Checkpoint,
     servers: list[ServerRecord],
     *,
     wanted: tuple[int, int] | None,
+    count: int | None,
+    block_bytes: int,
     dtype: torch.dtype,
     memory_bytes: int,
     kv_tokens: int,
 ) -> tuple[int, int]:
     """The half-open span to serve. Raises BlocksError outside the model and MemoryShortage for what does not fit."""
-    block_bytes = checkpoint.block_bytes(dtype)
     kv_bytes = kv_tokens * kv_bytes_per_token(checkpoint.config, dtype)
     if wanted is not None:
         checkpoint.check_span(*wanted)
         count = wanted[1] - wanted[0]
+    elif count is not None:
+        count = min(count, checkpoint.num_blocks)
     else:
         count = min(devices.blocks_that_fit(memory_bytes, block_bytes, kv_bytes), checkpoint.num_blocks)
     devices.check_fit(
@@ -59,6 +71,6 @@ def _least_served(servers: list[ServerRecord], count: int, num_blocks: int) -> t
             state=server.state, throughput=server.throughput, start_block=server.start, end_block=server.end
         )
         for block in range(server.start, server.end):
-            infos[block].servers[PeerID.from_base58(server.peer_id)] = info
+            infos[block].servers[server.peer_id] = info
     chosen = choose_best_blocks(count, infos)
     return chosen[0], chosen[-1] + 1

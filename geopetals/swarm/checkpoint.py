@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from geopetals.errors import BlocksError, CheckpointError
@@ -133,6 +135,14 @@ class Checkpoint:
         except MODEL_ERRORS as error:
             raise CheckpointError(f"the tokenizer of {self.name} cannot be read: {_one_line(error)}") from error
         return tokenizer
+
+    def tensor(self, name: str) -> Tensor | None:
+        """One tensor by its name in the checkpoint; None if there is none of that name."""
+        for path, entry in self._locate(lambda key: key == name):
+            with safe_open(path, framework="pt") as shard:
+                tensor: Tensor = shard.get_tensor(entry.name)
+                return tensor
+        return None
 
     def _shards(self, wanted: Callable[[str], bool]) -> list[str]:
         if self._weight_map is None:

@@ -1,10 +1,11 @@
 """PETALS' RPCs as one block server answers them: rpc_inference, rpc_forward, rpc_backward, rpc_push and rpc_info."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from hivemind.p2p import P2P, P2PContext, PeerID
@@ -36,9 +37,12 @@ from geopetals.swarm.wire import (
 
 log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 STEP_TIMEOUT_S = 300.0
 _END_OF_STREAM_TIMEOUT_S = 10.0
 _PUSH_TIMEOUT_S = 30.0
+_FORWARD_TOKENS = 16384
 
 
 class BlockHandler:
@@ -50,7 +54,7 @@ class BlockHandler:
         self._stage, self._compute, self.budget = stage, compute, budget
         self._swarm, self._length_limit = swarm, length_limit
         self._served = range(stage.start, stage.end)
-        self._sessions: dict[str, ServerSession] = {}
+        self._sessions: dict[str, ServerSession | None] = {}
         self._streams: set[asyncio.Task[Any]] = set()
         self._pushes: set[asyncio.Task[None]] = set()
         self._p2p: P2P | None = None
@@ -110,23 +114,30 @@ class BlockHandler:
             writer.close()
 
     async def _serve_stream(self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        first = await self._next_request(reader, peer, STEP_TIMEOUT_S)
+        inbox = _Inbox(reader, peer)
+        try:
+            await self._serve_requests(inbox, writer)
+            await inbox.wait_for_end()
+        finally:
+            inbox.close()
+
+    async def _serve_requests(self, inbox: "_Inbox", writer: asyncio.StreamWriter) -> None:
+        first = await inbox.next_request()
         if first is None:
             return
         request = read_session_request(first, served=self._served, swarm=self._swarm, length_limit=self._length_limit)
         async with AsyncExitStack() as held:
-            session = await self._open(request, held, writer)
-            log.debug("session.open client=%s span=%d:%d", short_peer(peer), request.span.start, request.span.stop)
+            session = await inbox.unless_gone(self._open(request, held, writer))
+            log.debug("session.open span=%d:%d batch=%d", request.span.start, request.span.stop, request.batch)
             message: runtime_pb2.ExpertRequest | None = first
             while message is not None:
                 await session.step(message)
                 await writer.drain()
-                message = await self._next_request(reader, peer, STEP_TIMEOUT_S)
-        await self._wait_for_end(reader, peer)
+                message = await inbox.next_request()
 
     async def _open(self, request: SessionRequest, held: AsyncExitStack, writer: asyncio.StreamWriter) -> ServerSession:
-        if request.session_id in self._sessions:
-            raise WireError("this session id is in use")
+        if request.session_id is not None:
+            self._claim(request.session_id, held)
         await held.enter_async_context(self.budget.reserve(request.block_tokens, timeout_s=request.alloc_timeout_s))
         try:
             kv = await self._compute.run(
@@ -146,27 +157,15 @@ class BlockHandler:
             push=self._start_push,
         )
         if request.session_id is not None:
-            session_id = request.session_id
-            self._sessions[session_id] = session
-            held.callback(lambda: self._sessions.pop(session_id, None))
+            self._sessions[request.session_id] = session
         return session
 
-    async def _next_request(
-        self, reader: asyncio.StreamReader, peer: str, timeout_s: float
-    ) -> runtime_pb2.ExpertRequest | None:
-        """The next step; None when the client says that it is done."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                request = await read_message(reader, runtime_pb2.ExpertRequest, peer=peer)
-        except TimeoutError:
-            raise WireError(f"the session was idle for {timeout_s:.0f} s and is closed") from None
-        return request if request is not None and request.tensors else None
-
-    async def _wait_for_end(self, reader: asyncio.StreamReader, peer: str) -> None:
-        """Stock clients see a broken pipe if the server closes first: they write once more after their last message."""
-        async with asyncio.timeout(_END_OF_STREAM_TIMEOUT_S):
-            while await read_message(reader, runtime_pb2.ExpertRequest, peer=peer) is not None:
-                continue
+    def _claim(self, session_id: str, held: AsyncExitStack) -> None:
+        """Take the id before anything is awaited: two clients may ask for the same one at once."""
+        if session_id in self._sessions:
+            raise WireError("this session id is in use")
+        self._sessions[session_id] = None
+        held.callback(self._sessions.pop, session_id, None)
 
     # -- push ----------------------------------------------------------------------------------------------------------
 
@@ -220,6 +219,7 @@ class BlockHandler:
 
         def compute() -> list[runtime_pb2.Tensor]:
             step = block_ops.read_step(request.tensors, structure, self._stage, span)
+            self._check_length(step.hidden)
             with torch.inference_mode():
                 return [serialize(block_ops.forward(self._stage, span, step.hidden, step.prompts))]
 
@@ -234,12 +234,18 @@ class BlockHandler:
             if len(arguments) < 2:
                 raise WireError("rpc_backward takes inputs, gradients and prompts")
             hidden = block_ops.check_hidden(arguments[0], self._stage)
+            self._check_length(hidden)
             grad_output = block_ops.check_hidden(arguments[1], self._stage)
             prompts = block_ops.check_prompts(arguments[2] if len(arguments) > 2 else None, hidden, span, self._stage)
             grads = block_ops.backward(self._stage, span, hidden, grad_output, prompts)
             return [serialize(grad) for grad in grads]
 
         return await self._compute.run(compute, Priority.BATCH)
+
+    def _check_length(self, hidden: torch.Tensor) -> None:
+        limit = max(self._length_limit, _FORWARD_TOKENS)
+        if hidden.shape[1] > limit:
+            raise WireError(f"this server takes {limit} tokens of a sequence at a time, got {hidden.shape[1]}")
 
     # -- info ----------------------------------------------------------------------------------------------------------
 
@@ -269,6 +275,58 @@ def _schemas(stage: Stage) -> dict[str, Any]:
         "keyword_names": (),
         "inference_schema": ((hidden, prompts, hypo_ids), {}),
     }
+
+
+class _Inbox:
+    """The requests of one inference stream, with an eye on whether the client is still there."""
+
+    def __init__(self, reader: asyncio.StreamReader, peer: str) -> None:
+        self._reader, self._peer = reader, peer
+        self._ahead: asyncio.Task[runtime_pb2.ExpertRequest | None] | None = None
+
+    async def next_request(self) -> runtime_pb2.ExpertRequest | None:
+        """The next step; None when the client says that it is done."""
+        try:
+            async with asyncio.timeout(STEP_TIMEOUT_S):
+                request = await self._next_message()
+        except TimeoutError:
+            raise WireError(f"the session was idle for {STEP_TIMEOUT_S:.0f} s and is closed") from None
+        return request if request is not None and request.tensors else None
+
+    async def unless_gone(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Do `work`, but drop it when the client's stream ends meanwhile: it must not hold a place in the queue."""
+        task, ahead = asyncio.create_task(work), self._read_ahead()
+        try:
+            await asyncio.wait({task, ahead}, return_when=asyncio.FIRST_COMPLETED)
+            if ahead.done() and ahead.exception() is not None:
+                ahead.result()
+            return await task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def wait_for_end(self) -> None:
+        """Stock clients see a broken pipe if the server closes first: they write once more after their last message."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_END_OF_STREAM_TIMEOUT_S):
+                while await self._next_message() is not None:
+                    continue
+
+    def close(self) -> None:
+        if self._ahead is not None:
+            self._ahead.cancel()
+            self._ahead.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _next_message(self) -> runtime_pb2.ExpertRequest | None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            return await ahead
+        return await read_message(self._reader, runtime_pb2.ExpertRequest, peer=self._peer)
+
+    def _read_ahead(self) -> "asyncio.Task[runtime_pb2.ExpertRequest | None]":
+        if self._ahead is None:
+            self._ahead = asyncio.create_task(read_message(self._reader, runtime_pb2.ExpertRequest, peer=self._peer))
+        return self._ahead
 
 
 async def _gather(requests: AsyncIterator[runtime_pb2.ExpertRequest]) -> runtime_pb2.ExpertRequest:

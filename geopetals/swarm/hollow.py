@@ -4,12 +4,13 @@ Transformers' forward() then computes positions, rotary embeddings and masks by 
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
@@ -18,48 +19,9 @@ from geopetals.progress import Reporter
 from geopetals.swarm.architecture import MODEL_ERRORS, native_class
 from geopetals.swarm.checkpoint import Checkpoint
 from geopetals.swarm.device_memory import is_out_of_memory
+from geopetals.swarm.quantization import check_stored, quantization_config
 
 _LOAD_ERRORS: tuple[type[Exception], ...] = (SafetensorError, MemoryError, *MODEL_ERRORS)
-
-
-class Flow:
-    """What the modules of one hollow model share: the blocks that run now, and how layers return their output."""
-
-    def __init__(self, start: int, end: int) -> None:
-        self.start = start
-        self.end = end
-        self.as_tuple = False
-
-    def pack(self, hidden: Tensor) -> Tensor | tuple[Tensor]:
-        return (hidden,) if self.as_tuple else hidden
-
-
-class AbsentBlock(nn.Module):
-    """A decoder layer that this process does not hold."""
-
-    def __init__(self, flow: Flow, layer: nn.Module) -> None:
-        super().__init__()
-        self._flow = flow
-        for name in ("attention_type", "layer_type", "layer_idx"):  # read by the loops of some base models
-            if hasattr(layer, name):
-                setattr(self, name, getattr(layer, name))
-
-    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor | tuple[Tensor]:
-        return self._flow.pack(hidden_states)
-
-
-class AbsentPositions(nn.Module):
-    """Learned absolute positions on a server: the client has added them already."""
-
-    def forward(self, positions: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return positions.new_zeros((1, 1, 1))
-
-
-class AbsentStep(nn.Module):
-    """An embedding, a norm or a head that this process does not hold."""
-
-    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return hidden_states
 
 
 def load_hollow(
@@ -71,12 +33,19 @@ def load_hollow(
     device: torch.device,
     reporter: Reporter,
     task: str,
+    holds_blocks: bool = True,
+    quantization: str | None = None,
 ) -> PreTrainedModel:
     """Build the model without weights, take out parts with `hollow`, and load what is left straight to `device`.
 
+    Only blocks are quantized: where none is held, a quantized checkpoint is read as any other.
     Raises CheckpointError if a weight that is left is not in the checkpoint: none is ever initialised at random.
     """
-    config = checkpoint.config
+    config = copy.deepcopy(checkpoint.config)
+    if holds_blocks:
+        check_stored(checkpoint.name, config, wanted=quantization)
+    elif hasattr(config, "quantization_config"):
+        del config.quantization_config
     cls = _hollow_class(native_class(config), hollow)
     config._attn_implementation = None  # never what a stranger's config.json asks for
     with checkpoint.view(wanted) as view, _progress(reporter, task), _translated(checkpoint, device):
@@ -90,6 +59,7 @@ def load_hollow(
             local_files_only=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
+            **({} if quantization is None else {"quantization_config": quantization_config(quantization, dtype)}),
         )
     _require_complete(checkpoint, model, info)
     model.config.name_or_path = checkpoint.name
@@ -105,8 +75,17 @@ def _hollow_class(native: type[PreTrainedModel], hollow: Callable[[PreTrainedMod
         hollow(self)
         self._keys_to_ignore_on_load_missing = set()
 
+    def init_weights(self: PreTrainedModel, module: nn.Module) -> None:
+        """Needed for buffers that checkpoints lack. Some models reach for parts that are absent here."""
+        try:
+            native._init_weights(self, module)
+        except AttributeError:
+            if next(module.buffers(recurse=False), None) is not None:
+                raise
+
     members = {
         "__init__": __init__,
+        "_init_weights": init_weights,
         "__module__": native.__module__,
         "_keys_to_ignore_on_load_unexpected": [r".*"],
         "_tp_plan": {},

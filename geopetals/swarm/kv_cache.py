@@ -1,4 +1,9 @@
-"""The attention cache of one session on one server: preallocated, written in place."""
+"""The attention cache of one session on one server: preallocated, written in place.
+
+A block with a sliding window of `w` tokens keeps the last `w - 1` and room for some new ones. When that is full, what
+the next step sees is moved to the front: a token is copied about twice in its life, and most steps copy nothing. A step
+that brings more tokens than there is room for gets a larger tensor until the step after it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +13,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from geopetals.errors import MemoryShortage, UnsupportedInput
+
+_LEAST_ROOM = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +30,18 @@ class LayerShape:
     def bytes_per_token(self, dtype: torch.dtype) -> int:
         return (self.key_heads * self.key_dim + self.value_heads * self.value_dim) * dtype.itemsize
 
+    def slots(self, max_length: int) -> int:
+        """Tokens that are held for a session of at most `max_length`, but for a long step's."""
+        if self.window is None:
+            return max_length
+        return min(max_length, self.window - 1 + max(self.window // 2, _LEAST_ROOM))
+
 
 class SessionKV:
     """Keys and values of the blocks [start, end) for `batch` sequences of at most `max_length` tokens.
 
-    Only [:length] of the tensors, each [batch, heads, max_length, head_dim], means anything. Not for concurrent use.
+    Never takes more memory than `max_length` tokens in every block would. `windows` are those of all blocks of the
+    model: some size their masks by the first block of a kind, held or not. Not for concurrent use.
     """
 
     def __init__(
@@ -35,7 +49,7 @@ class SessionKV:
         shapes: Sequence[LayerShape],
         *,
         start: int,
-        num_blocks: int,
+        windows: Sequence[int | None],
         batch: int,
         max_length: int,
         dtype: torch.dtype,
@@ -48,7 +62,7 @@ class SessionKV:
         self.batch = batch
         self.max_length = max_length
         self.length = 0
-        needed = sum(shape.bytes_per_token(dtype) for shape in shapes) * batch * max_length
+        needed = sum(shape.bytes_per_token(dtype) * shape.slots(max_length) for shape in shapes) * batch
         try:
             held = [_HeldLayer(self, shape, dtype, device) for shape in shapes]
         except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -56,8 +70,8 @@ class SessionKV:
                 f"an attention cache of {needed / 1e6:.1f} MB does not fit on {device}; ask for fewer tokens."
             ) from error
         self._held = held
-        before = [_AbsentLayer(self) for _ in range(self.start)]
-        after = [_AbsentLayer(self) for _ in range(num_blocks - self.end)]
+        before = [_AbsentLayer(self, window) for window in windows[: self.start]]
+        after = [_AbsentLayer(self, window) for window in windows[self.end :]]
         self.cache = Cache(layers=[*before, *held, *after])
 
     @property
@@ -66,7 +80,7 @@ class SessionKV:
 
     @torch.inference_mode()
     def reorder(self, hypo_ids: Tensor) -> None:
-        """Row i becomes what row hypo_ids[i] was: int64 [batch]. In place, of [:length] only."""
+        """Row i becomes what row hypo_ids[i] was: int64 [batch]. In place, and only where there are tokens."""
         ids = hypo_ids.detach().to("cpu", torch.int64)
         if ids.shape != (self.batch,) or bool(((ids < 0) | (ids >= self.batch)).any()):
             raise UnsupportedInput(
@@ -76,15 +90,15 @@ class SessionKV:
             return
         for layer in self._held:
             for tensor in (layer.k, layer.v):
-                past = tensor[:, :, : self.length]
+                past = tensor[:, :, : self.length - layer.first_held]
                 past.copy_(past.index_select(0, ids.to(tensor.device)))
 
     def truncate(self, length: int) -> None:
-        """Forget the tokens from `length` on."""
-        if not 0 <= length <= self.length:
-            raise UnsupportedInput(
-                f"a cache of {self.length} tokens cannot be cut to {length}; give 0 to {self.length}."
-            )
+        """Forget the tokens from `length` on. What has left a sliding window does not come back: UnsupportedInput."""
+        least = max(layer.least_length() for layer in self._held)
+        if not (length == 0 or max(least, 1) <= length <= self.length):
+            allowed = f"0, or {max(least, 1)} to {self.length}"
+            raise UnsupportedInput(f"a cache of {self.length} tokens cannot be cut to {length}; give {allowed}.")
         self.length = length
 
 
@@ -121,24 +135,55 @@ class _SessionLayer(CacheLayerMixin):
 
 
 class _AbsentLayer(_SessionLayer):
-    def __init__(self, session: SessionKV) -> None:
-        super().__init__(session, None)
+    """A block of another server, or outside the session's span."""
 
 
 class _HeldLayer(_SessionLayer):
-    """New keys and values go in behind the past; what attention reads is a view."""
+    """New keys and values go in behind the past; what attention reads is a view.
+
+    Slot 0 holds the token at the position `first_held`, which a step never sees the past of.
+    """
 
     def __init__(self, session: SessionKV, shape: LayerShape, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(session, shape.window)
-        batch, length = session.batch, session.max_length
-        self.k = torch.empty(batch, shape.key_heads, length, shape.key_dim, dtype=dtype, device=device)
-        self.v = torch.empty(batch, shape.value_heads, length, shape.value_dim, dtype=dtype, device=device)
+        self.first_held = 0
+        self._slots = shape.slots(session.max_length)
+        self.k = torch.empty(session.batch, shape.key_heads, self._slots, shape.key_dim, dtype=dtype, device=device)
+        self.v = torch.empty(session.batch, shape.value_heads, self._slots, shape.value_dim, dtype=dtype, device=device)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        first, past = self._first_seen(), self._session.length
-        end = past + key_states.shape[2]
-        self.k[:, :, past:end] = key_states
-        self.v[:, :, past:end] = value_states
-        return self.k[:, :, first:end], self.v[:, :, first:end]
+        first, past, tokens = self._first_seen(), self._session.length, key_states.shape[2]
+        if past == 0:
+            self.first_held = 0
+        fits = past - self.first_held + tokens <= self.k.shape[2]
+        if not fits or self.k.shape[2] > self._slots >= past - first + tokens:
+            self._move(first, past, tokens)
+        begin, end = past - self.first_held, past - self.first_held + tokens
+        self.k[:, :, begin:end] = key_states
+        self.v[:, :, begin:end] = value_states
+        return self.k[:, :, first - self.first_held : end], self.v[:, :, first - self.first_held : end]
+
+    def least_length(self) -> int:
+        """The shortest past, but for none at all, that a step could follow with what is held."""
+        return 0 if self._window is None or self.first_held == 0 else self.first_held + self._window - 1
+
+    def _move(self, first: int, past: int, tokens: int) -> None:
+        """Put [first, past) to the front, where `tokens` more fit behind. Nothing changes if memory is short.
+
+        What the step after a failed or forgotten one needs is still there: [first, past) is kept until then.
+        """
+        slots = max(self._slots, past - first + tokens)
+        kept = slice(first - self.first_held, past - self.first_held)
+        moved = []
+        for tensor in (self.k, self.v):
+            held = tensor[:, :, kept]
+            if slots == tensor.shape[2]:
+                moved.append((tensor, held.clone()))
+            else:
+                moved.append((tensor.new_empty(*tensor.shape[:2], slots, tensor.shape[3]), held))
+        for target, held in moved:
+            target[:, :, : past - first] = held
+        (self.k, _), (self.v, _) = moved
+        self.first_held = first

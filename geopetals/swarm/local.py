@@ -168,7 +168,6 @@ class LocalSwarm:
 
     def _send(self, command: dict[str, Any]) -> int:
         number, self._next = self._next, self._next + 1
-        self._forked_at[number] = time.monotonic()
         assert self._process.stdin is not None
         try:
             self._process.stdin.write((json.dumps({**command, "number": number}) + "\n").encode())
@@ -217,6 +216,7 @@ class LocalSwarm:
             case "preloaded":
                 self.preload_s = float(event["seconds"])
             case "forked":
+                self._forked_at[number] = event["at"]
                 self._pids[number] = int(event["pid"])
             case "line":
                 self._reporter.line(f"[server {number}] {event['text']}")

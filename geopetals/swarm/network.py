@@ -46,6 +46,12 @@ class NetworkConfig:
 class GuardedP2P(P2P):  # type: ignore[misc]
     """hivemind's P2P, with a p2pd that dies with this process."""
 
+    _started: "list[GuardedP2P]"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._started.append(self)
+
     @staticmethod
     def _make_process_args(*args: Any, **kwargs: Any) -> list[str]:
         guard = [sys.executable, "-I", "-S", orphan_guard.__file__, str(os.getpid())]
@@ -100,14 +106,20 @@ class Network:
 
 async def _start_daemon(config: NetworkConfig, folder: Path) -> GuardedP2P:
     # The folder is private to this user: whoever can open p2pd's control socket can speak in our name.
-    daemon_class: Any = type("GuardedP2P", (GuardedP2P,), {"_UNIX_SOCKET_PREFIX": f"/unix{folder}/"})
+    started: list[GuardedP2P] = []
+    members = {"_UNIX_SOCKET_PREFIX": f"/unix{folder}/", "_started": started}
+    daemon_class: Any = type("GuardedP2P", (GuardedP2P,), members)
     identity = folder / "identity"
     with os.fdopen(os.open(identity, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
         file.write(config.identity or new_identity())
     try:
         p2p: GuardedP2P = await daemon_class.create(identity_path=str(identity), **_p2p_options(config))
-    except (P2PDaemonError, ValueError) as error:
-        raise _explain(error, config) from error
+    except BaseException as error:
+        for failed in started:  # hivemind leaves a p2pd that reports a failure to itself
+            await failed.shutdown()
+        if isinstance(error, P2PDaemonError | ValueError):
+            raise _explain(error, config) from error
+        raise
     return p2p
 
 
@@ -213,11 +225,14 @@ def load_identity(path: Path) -> bytes:
     try:
         if path.exists():
             data = path.read_bytes()
-            crypto_pb2.PrivateKey.FromString(data)
+            if not crypto_pb2.PrivateKey.FromString(data).data:
+                raise DecodeError("the file holds no key")
             return data
         data = new_identity()
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(data)
+        unfinished.rename(path)  # never half a key under its final name
         return data
     except OSError as error:
         raise NetworkError(f"cannot use the identity file {path} ({error.strerror}): choose another path.") from error

@@ -4,12 +4,15 @@ Every block has a key `<swarm>.<block>`; under it each server stores PETALS' Ser
 in one nested map that stock peers ignore: version, model identity, and the sha256 of that very block's weights.
 """
 
+import asyncio
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from hivemind.dht import DHTNode
+from hivemind.p2p import PeerID
 from hivemind.utils.timed_storage import get_dht_time
 
 import geopetals
@@ -18,8 +21,11 @@ from geopetals.swarm.identity import ModelIdentity
 from geopetals.swarm.stack import UID_DELIMITER, ModelInfo, ServerInfo, ServerState
 from geopetals.swarm.wire import short_peer
 
+log = logging.getLogger(__name__)
+
 UPDATE_PERIOD_S = 30.0
 EXPIRATION_S = 90.0
+_READ_TIMEOUT_S, _RETRY_TIMEOUT_S = 3.0, 1.0
 _MODELS_KEY = "_petals.models"
 _ADDITIONS = "geopetals"
 
@@ -29,7 +35,8 @@ class ServerRecord:
     """One server as the swarm sees it: blocks [start, end) and how fast it says it is.
 
     `inference_rps` is decode tokens per second through one block, `throughput` prompt tokens per second through all of
-    its blocks (PETALS' conventions). `block_hashes` maps blocks to the sha256 of their weights.
+    its blocks (PETALS' conventions), `cache_tokens_left` how many more tokens fit into the cache of each block.
+    `block_hashes` maps blocks to the sha256 of their weights.
     """
 
     peer_id: str
@@ -81,7 +88,7 @@ async def announce(
 async def read_servers(node: DHTNode, swarm: str, num_blocks: int) -> list[ServerRecord]:
     """All servers of the swarm that the DHT knows now, by peer id. Malformed records are passed over."""
     uids = block_uids(swarm, 0, num_blocks)
-    found = await node.get_many(uids, sufficient_expiration_time=math.inf)
+    found = await _get_all(node, uids)
     servers: dict[str, list[tuple[int, ServerInfo, dict[str, Any]]]] = {}
     for block, uid in enumerate(uids):
         entry = found.get(uid)
@@ -89,10 +96,46 @@ async def read_servers(node: DHTNode, swarm: str, num_blocks: int) -> list[Serve
             continue
         for peer_id, value in entry.value.items():
             parsed = _parse(value.value)
-            if parsed is not None and isinstance(peer_id, str):
+            if parsed is not None and _is_peer_id(peer_id):
                 servers.setdefault(peer_id, []).append((block, *parsed))
     records = (_merge(peer_id, entries, num_blocks) for peer_id, entries in sorted(servers.items()))
     return [record for record in records if record is not None]
+
+
+async def _get_all(node: DHTNode, keys: list[str]) -> dict[str, Any]:
+    """What the DHT holds under the keys. One malformed record can keep hivemind's search for it, and for others in the
+    same call, from ever ending: such keys are asked for again one by one, and then given up.
+    """
+    search = await node.get_many(keys, sufficient_expiration_time=math.inf, return_futures=True)
+    found = await _settled(search, _READ_TIMEOUT_S)
+    missing = [key for key in keys if key not in found]
+    if missing:
+        log.warning("records.unreadable keys=%d", len(missing))
+        again: dict[str, asyncio.Future[Any]] = {}
+        for key in missing:
+            again |= await node.get_many([key], sufficient_expiration_time=math.inf, return_futures=True)
+        found |= await _settled(again, _RETRY_TIMEOUT_S)
+    return found
+
+
+async def _settled(search: dict[str, asyncio.Future[Any]], timeout_s: float) -> dict[str, Any]:
+    """The results that are there in time; the other searches are cancelled."""
+    await asyncio.wait(search.values(), timeout=timeout_s)
+    results = {}
+    for key, future in search.items():
+        if future.done() and not future.cancelled() and future.exception() is None:
+            results[key] = future.result()
+        else:
+            future.cancel()
+    return results
+
+
+def _is_peer_id(text: Any) -> bool:
+    """libp2p's ids are the base58 of a multihash: of a sha256, or of an Ed25519 key itself."""
+    try:
+        return isinstance(text, str) and len(PeerID.from_base58(text).to_bytes()) in (34, 38)
+    except ValueError:
+        return False
 
 
 def _parse(value: Any) -> tuple[ServerInfo, dict[str, Any]] | None:
@@ -125,7 +168,7 @@ def _merge(peer_id: str, entries: list[tuple[int, ServerInfo, dict[str, Any]]], 
         name=info.public_name,
         version=info.version,
         inference_rps=info.inference_rps,
-        cache_tokens_left=info.cache_tokens_left,
+        cache_tokens_left=None if info.cache_tokens_left is None else info.cache_tokens_left // (2 * (end - start)),
         identity=_identity(additions),
         block_hashes=hashes,
     )
@@ -140,15 +183,26 @@ def _identity(additions: dict[str, Any]) -> ModelIdentity | None:
 
 def check_same_model(
     identity: ModelIdentity, servers: list[ServerRecord], block_hashes: Mapping[int, str] | None = None
-) -> None:
-    """Raise SwarmMismatch if a server serves another model than `identity`, or other weights of a block."""
-    for server in servers:
-        conflict = identity.conflict(server.identity) if server.identity is not None else None
+) -> list[ServerRecord]:
+    """The servers that serve the model of `identity` and, of blocks in `block_hashes`, the same weights.
+
+    Raises SwarmMismatch if there are servers and none of them does; single strangers are passed over.
+    """
+    conflicts = {server.peer_id: _conflict(identity, server, block_hashes or {}) for server in servers}
+    fitting = [server for server in servers if conflicts[server.peer_id] is None]
+    for peer_id, conflict in conflicts.items():
         if conflict is not None:
-            raise SwarmMismatch(f"server {short_peer(server.peer_id)} of this swarm serves another model: {conflict}")
-        for block, ours in (block_hashes or {}).items():
-            if server.block_hashes.get(block, ours) != ours:
-                raise SwarmMismatch(
-                    f"block {block} has other weights here than on server {short_peer(server.peer_id)}: "
-                    "load the same revision of the model as the swarm."
-                )
+            log.warning("server.mismatch server=%s reason=%s", short_peer(peer_id), conflict)
+    if servers and not fitting:
+        peer_id, conflict = next(iter(conflicts.items()))
+        raise SwarmMismatch(f"server {short_peer(peer_id)} of this swarm serves another model: {conflict}")
+    return fitting
+
+
+def _conflict(identity: ModelIdentity, server: ServerRecord, block_hashes: Mapping[int, str]) -> str | None:
+    if server.identity is not None and (conflict := identity.conflict(server.identity)) is not None:
+        return conflict
+    for block, ours in block_hashes.items():
+        if server.block_hashes.get(block, ours) != ours:
+            return f"block {block} has other weights there than here; load the same revision of the model."
+    return None

@@ -14,15 +14,16 @@ from typing import Any
 import torch
 
 from geopetals.errors import NetworkError, SwarmMismatch
-from geopetals.join_token import JoinToken, swarm_name_for
+from geopetals.join_token import JoinToken, check_swarm_name, swarm_name_for
 from geopetals.progress import Reporter
 from geopetals.swarm import devices, profile
-from geopetals.swarm.blocks import choose_blocks, default_kv_tokens
+from geopetals.swarm.blocks import choose_blocks, default_kv_tokens, measured_block_bytes
 from geopetals.swarm.checkpoint import Checkpoint
 from geopetals.swarm.compute import ComputeThread, Priority
 from geopetals.swarm.handler import BlockHandler
 from geopetals.swarm.kv_budget import KVBudget
 from geopetals.swarm.network import Network, NetworkConfig, new_identity
+from geopetals.swarm.quantization import stored_quantization
 from geopetals.swarm.records import UPDATE_PERIOD_S, announce, check_same_model, read_servers
 from geopetals.swarm.stack import PETALS_VERSION, ServerInfo, ServerState
 from geopetals.swarm.stage import Stage, load_stage
@@ -31,15 +32,15 @@ log = logging.getLogger(__name__)
 
 _RESTART_DELAY_S = 1.0
 _MAX_RESTARTS_IN_A_ROW = 5
-_FAREWELL_TIMEOUT_S = 2.0
+_FAREWELL_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """What an operator decides; None is decided by the server.
 
-    `blocks` is the half-open span to serve. `memory_bytes` limits weights and attention cache together.
-    `kv_cache_tokens` is how many tokens every block can hold over all sessions.
+    `blocks` is the half-open span to serve, `count` how many blocks wherever they are needed. `memory_bytes` limits
+    weights and attention cache together. `kv_cache_tokens` is how many tokens every block can hold over all sessions.
     """
 
     model: str
@@ -48,8 +49,10 @@ class ServerConfig:
     initial_peers: tuple[str, ...] = ()
     swarm: str | None = None
     blocks: tuple[int, int] | None = None
+    count: int | None = None
     device: str | None = None
     dtype: str | None = None
+    quantization: str | None = None
     memory_bytes: int | None = None
     kv_cache_tokens: int | None = None
     host: str = "127.0.0.1"
@@ -89,27 +92,25 @@ class BlockServer:
             identity=config.identity or new_identity(),
         )
         if config.swarm is not None:
-            self.swarm = config.swarm
+            self.swarm = check_swarm_name(config.swarm)
         else:
             self.swarm = config.token.swarm if config.token is not None else swarm_name_for(config.model)
         self._block_hashes: dict[int, str] = {}
+        self._network: Network | None = None
+        self._info: Any = None  # ServerInfo, once the blocks are chosen
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop`; raises GeoPetalsError when the server cannot start."""
         if self._config.threads is not None:
             torch.set_num_threads(self._config.threads)
         self._compute = ComputeThread(asyncio.get_running_loop())
-        network: Network | None = None
         try:
-            self._checkpoint = await self._compute.run(self._open_checkpoint)
-            network = await Network.start(self._network_config)
-            if not await _unless(stop, self._load(network)):
-                return
-            while network is not None:
-                network = await self._serve(network, stop)
+            if await _unless(stop, self._prepare()):
+                while not stop.is_set():
+                    await self._serve(stop)
         finally:
-            if network is not None:
-                await self._leave(network)
+            if self._network is not None:
+                await self._leave(self._network)
             self._compute.stop()
 
     def close(self) -> bool:
@@ -117,6 +118,11 @@ class BlockServer:
         return self._compute.join(timeout_s=1.0)
 
     # -- loading -------------------------------------------------------------------------------------------------------
+
+    async def _prepare(self) -> None:
+        self._checkpoint = await self._compute.run(self._open_checkpoint)
+        self._network = await Network.start(self._network_config)
+        await self._load(self._network)
 
     def _open_checkpoint(self) -> Checkpoint:
         checkpoint = Checkpoint.open(self._config.model, revision=self._config.revision, reporter=self._reporter)
@@ -130,12 +136,19 @@ class BlockServer:
     async def _load(self, network: Network) -> None:
         checkpoint = self._checkpoint
         servers = await read_servers(network.node, self.swarm, checkpoint.num_blocks)
-        check_same_model(self._identity, servers)
+        servers = check_same_model(self._identity, servers)
         self._kv_tokens = self._config.kv_cache_tokens or default_kv_tokens(checkpoint.config)
+        block_bytes = await self._compute.run(
+            lambda: measured_block_bytes(
+                checkpoint, dtype=self._dtype, device=self._device, quantization=self._config.quantization
+            )
+        )
         self._start, self._end = choose_blocks(
             checkpoint,
             servers,
+            block_bytes=block_bytes,
             wanted=self._config.blocks,
+            count=self._config.count,
             dtype=self._dtype,
             memory_bytes=self._config.memory_bytes or devices.usable_memory(self._device),
             kv_tokens=self._kv_tokens,
@@ -148,7 +161,7 @@ class BlockServer:
             public_name=self._config.name,
             version=PETALS_VERSION,
             torch_dtype=str(self._dtype).removeprefix("torch."),
-            quant_type="none",
+            quant_type=self._config.quantization or stored_quantization(checkpoint.config) or "none",
             using_relay=False,
         )
         await self._announce(network)
@@ -163,7 +176,13 @@ class BlockServer:
 
     def _load_stage(self) -> Stage:
         stage = load_stage(
-            self._checkpoint, self._start, self._end, dtype=self._dtype, device=self._device, reporter=self._reporter
+            self._checkpoint,
+            self._start,
+            self._end,
+            dtype=self._dtype,
+            device=self._device,
+            quantization=self._config.quantization,
+            reporter=self._reporter,
         )
         size = self._checkpoint.block_bytes(self._dtype) * (self._end - self._start)
         with self._reporter.task(f"weights {self._start}:{self._end} hashed", total=size) as advance:
@@ -174,8 +193,10 @@ class BlockServer:
 
     # -- serving -------------------------------------------------------------------------------------------------------
 
-    async def _serve(self, network: Network, stop: asyncio.Event) -> Network | None:
-        """Serve until `stop` (None) or until p2pd dies (the network that takes its place)."""
+    async def _serve(self, stop: asyncio.Event) -> None:
+        """Serve until `stop`, or until p2pd dies and another takes its place."""
+        network = self._network
+        assert network is not None
         handler = BlockHandler(self._stage, self._compute, self._budget, swarm=self.swarm, length_limit=self._kv_tokens)
         await handler.attach(network.p2p)
         self._info.state = ServerState.ONLINE
@@ -191,15 +212,14 @@ class BlockServer:
             for task in (daemon, announcer, stopped):
                 task.cancel()
             await handler.close()
-        if stop.is_set():
-            await self._leave(network)
-            return None
-        log.warning("p2pd.died server=%s", network.peer_id)
-        self._reporter.line("p2pd died: joining the swarm again")
-        return await self._restart(network, addresses)
+        if not stop.is_set():
+            log.warning("p2pd.died server=%s", network.peer_id)
+            self._reporter.line("p2pd died: joining the swarm again")
+            self._network = None
+            await network.stop()
+            self._network = await self._restart(addresses)
 
-    async def _restart(self, network: Network, addresses: tuple[str, ...]) -> Network:
-        await network.stop()
+    async def _restart(self, addresses: tuple[str, ...]) -> Network:
         port = int(addresses[0].split("/tcp/")[1].split("/")[0])
         config = replace(self._network_config, port=port)
         for attempt in range(_MAX_RESTARTS_IN_A_ROW):
@@ -220,7 +240,7 @@ class BlockServer:
 
     async def _announce(self, network: Network) -> None:
         if self._info.state is ServerState.ONLINE:
-            self._info.cache_tokens_left = self._budget.left // (self._end - self._start)
+            self._info.cache_tokens_left = 2 * self._budget.left  # PETALS counts keys and values of each block
         await announce(
             network.node,
             self.swarm,
@@ -232,7 +252,7 @@ class BlockServer:
 
     async def _leave(self, network: Network) -> None:
         """Tell the swarm, so that nobody routes here until the record expires, and stop."""
-        if hasattr(self, "_info"):
+        if self._info is not None:
             self._info.state = ServerState.OFFLINE
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FAREWELL_TIMEOUT_S):

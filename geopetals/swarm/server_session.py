@@ -146,7 +146,7 @@ class ServerSession:
             peer_id, session_id, start, end = chain[0]
             uid = " ".join(f"{self._swarm}.{block}" for block in range(int(start), min(int(end), int(start) + 1000)))
             pushed = {**metadata, "session_id": str(session_id), "next_servers": list(chain[1:]), "pushed": True}
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, LookupError, OverflowError) as error:
             raise WireError("next_servers must list (peer id, session id, start, end)") from error
         tensors = [output, *request.tensors[1:]]
         message = runtime_pb2.ExpertRequest(uid=uid, tensors=tensors, metadata=write_metadata(pushed))

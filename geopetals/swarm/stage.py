@@ -9,32 +9,16 @@ from transformers import DynamicCache, PreTrainedModel
 
 from geopetals.errors import BlocksError, CheckpointError, MemoryShortage, UnsupportedInput
 from geopetals.progress import Reporter, Silent
-from geopetals.swarm.architecture import block_of, find_layers
+from geopetals.swarm.absent import Flow, Gate, hollow_for_server
+from geopetals.swarm.architecture import MODEL_ERRORS, block_of, find_decoder, find_layers
+from geopetals.swarm.chain_probe import find_convention, require_chain
 from geopetals.swarm.checkpoint import Checkpoint
 from geopetals.swarm.device_memory import is_out_of_memory
-from geopetals.swarm.hollow import AbsentBlock, AbsentPositions, AbsentStep, Flow, load_hollow
+from geopetals.swarm.hollow import load_hollow
 from geopetals.swarm.kv_cache import LayerShape, SessionKV
-
-
-class Gate(nn.Module):
-    """A decoder layer that is held, and runs when it is among the blocks asked for."""
-
-    def __init__(self, layer: nn.Module, block: int, flow: Flow) -> None:
-        super().__init__()
-        self.layer = layer
-        self._block = block
-        self._flow = flow
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("layer"), name)
-
-    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Any:
-        if self._flow.start <= self._block < self._flow.end:
-            return self.layer(hidden_states, *args, **kwargs)
-        return self._flow.pack(hidden_states)
+from geopetals.swarm.quantization import memory_bytes
+from geopetals.swarm.rope import find_rope_limit
+from geopetals.swarm.self_check import require_consistency
 
 
 class Stage:
@@ -49,11 +33,25 @@ class Stage:
         self.hidden_size = int(model.config.hidden_size)
         self.dtype = dtype
         self.device = device
-        self.memory_bytes = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
-        self._base = model.base_model
+        self.memory_bytes = memory_bytes(model)
+        self.computes_exactly = dtype == torch.float32 and not getattr(model, "is_quantized", False)
+        self._base, _, layers = find_decoder(model, num_blocks)
         self._flow = flow
-        self._find_layer_convention()
+        self._rope_limit = find_rope_limit(self._base, self.config)
+        self._require_chain(list(layers))
+        self._windows = [_window(layer) for layer in DynamicCache(config=self.config).layers]
         self._shapes = self._probe_cache()
+        require_consistency(self)
+
+    @property
+    def windows(self) -> list[int]:
+        """Of the blocks that look back at that many tokens only."""
+        return [window for window in self._windows[self.start : self.end] if window is not None]
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens that any step can go up to; None where there is no such limit."""
+        return None if self._rope_limit is None else self._rope_limit.tokens
 
     def run(self, hidden: Tensor, start: int, end: int, *, kv: SessionKV | None = None) -> Tensor:
         """Hidden states [batch, tokens, hidden] after the blocks [start, end), on the device `hidden` came from.
@@ -79,7 +77,7 @@ class Stage:
         return SessionKV(
             self._shapes[start - self.start : end - self.start],
             start=start,
-            num_blocks=self.num_blocks,
+            windows=self._windows,
             batch=batch,
             max_length=max_length,
             dtype=self.dtype,
@@ -125,6 +123,8 @@ class Stage:
                 f"hidden states must be floating-point [batch, tokens, {self.hidden_size}], "
                 f"not {hidden.dtype} {list(hidden.shape)}."
             )
+        if self._rope_limit is not None:
+            self._rope_limit.check(0 if kv is None else kv.length, hidden.shape[1])
         if kv is None:
             return
         if not kv.start <= start < end <= kv.end:
@@ -137,44 +137,57 @@ class Stage:
                 "open a longer session."
             )
 
-    @torch.inference_mode()
-    def _find_layer_convention(self) -> None:
-        """With no block active the model must hand its input through.
-
-        Tells whether layers return tensors or tuples, and that nothing acts on hidden states but the layers.
-        """
-        probe = torch.linspace(-1, 1, 2 * self.hidden_size, dtype=self.dtype, device=self.device).view(1, 2, -1)
-        for as_tuple in (False, True):
-            self._flow.as_tuple = as_tuple
-            try:
-                out = self._forward(probe, self.start, self.start, None)
-            except (IndexError, TypeError, AttributeError, RuntimeError, ValueError):
-                continue
-            if out.shape == probe.shape and torch.equal(out, probe):
-                return
+    def _require_chain(self, layers: list[nn.Module]) -> None:
+        """With no block active the model must hand its input through."""
         name = type(self._base).__name__
-        raise CheckpointError(f"{name} does more than run its layers in a row: it cannot be split over servers.")
+        span = self.hidden_size * 2
+        probe = torch.linspace(-1, 1, span, dtype=self.dtype, device=self.device).view(1, 2, -1)
+
+        def run(number: int) -> Tensor:
+            hidden = (probe + number).requires_grad_(torch.is_grad_enabled())
+            return self._forward(hidden, self.start, self.start, None)
+
+        with torch.inference_mode():
+            find_convention(
+                self._flow, name, lambda: run(0), lambda out: out.shape == probe.shape and torch.equal(out, probe)
+            )
+        require_chain(self._flow, name, layers, run)
 
     @torch.inference_mode()
     def _probe_cache(self) -> list[LayerShape]:
         """Run one token and look at what each block hands to its cache: no names of config fields to guess."""
         cache = DynamicCache(config=self.config)
         probe = torch.zeros(1, 1, self.hidden_size, dtype=self.dtype, device=self.device)
-        self._forward(probe, self.start, self.end, cache)
+        try:
+            self._forward(probe, self.start, self.end, cache)
+        except MODEL_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            message = f"the blocks cannot be run on their own ({reason}): they cannot be served."
+            raise CheckpointError(message) from error
         return [_layer_shape(cache.layers[block]) for block in range(self.start, self.end)]
 
 
 def _layer_shape(layer: Any) -> LayerShape:
     keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-    if keys is None or values is None or keys.dim() != 4 or values.dim() != 4:
+    if keys is None or values is None:
+        raise CheckpointError(
+            "a block does not use a cache of keys and values, as in encoders (is_decoder: false): it cannot be served."
+        )
+    if keys.dim() != 4 or values.dim() != 4:
         raise CheckpointError("a block keeps something else than keys and values between tokens: it cannot be served.")
     return LayerShape(
         key_heads=keys.shape[1],
         key_dim=keys.shape[3],
         value_heads=values.shape[1],
         value_dim=values.shape[3],
-        window=layer.sliding_window if getattr(layer, "is_sliding", False) else None,
+        window=_window(layer),
     )
+
+
+def _window(layer: Any) -> int | None:
+    return int(layer.sliding_window) if getattr(layer, "is_sliding", False) else None
 
 
 def load_stage(
@@ -184,6 +197,7 @@ def load_stage(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    quantization: str | None = None,
     reporter: Reporter = Silent(),  # noqa: B008
 ) -> Stage:
     """Load the blocks [start, end), reading only the shards that hold them. Raises BlocksError and CheckpointError."""
@@ -194,37 +208,18 @@ def load_stage(
     flow = Flow(start, end)
     model = load_hollow(
         checkpoint,
-        hollow=lambda native: _hollow_for_server(native, flow, checkpoint.num_blocks),
+        hollow=lambda native: hollow_for_server(native, flow, checkpoint.num_blocks),
         wanted=lambda key: (block := block_of(key)) is not None and start <= block < end,
         dtype=dtype,
         device=device,
         reporter=reporter,
         task=f"loading blocks {start}:{end}",
+        quantization=quantization,
     )
-    _, layers = find_layers(model.base_model, checkpoint.num_blocks)
+    _, layers = find_layers(model, checkpoint.num_blocks)
     for block in range(start, end):  # only now: parameters must be loaded under the checkpoint's names
         layers[block] = Gate(layers[block], block, flow)
     stage = Stage(model, flow, num_blocks=checkpoint.num_blocks, dtype=dtype, device=device)
     took_s = time.monotonic() - began
     reporter.line(f"blocks {start}:{end} loaded: {stage.memory_bytes / 1e6:.1f} MB in {took_s:.1f} s")
     return stage
-
-
-def _hollow_for_server(model: PreTrainedModel, flow: Flow, num_blocks: int) -> None:
-    """Keep the served layers, and what has no weights, as rotary embeddings; the rest hands hidden states through."""
-    base: Any = model.base_model
-    name, layers = find_layers(base, num_blocks)
-    for block, layer in enumerate(layers):
-        if not flow.start <= block < flow.end:
-            layers[block] = AbsentBlock(flow, layer)
-    embedding = base.get_input_embeddings()
-    for child_name, child in list(base.named_children()):
-        has_weights = next(child.parameters(), None) is not None
-        if child_name == name or not (has_weights or "norm" in child_name):
-            continue
-        is_position = isinstance(child, nn.Embedding) and child is not embedding
-        setattr(base, child_name, AbsentPositions() if is_position else AbsentStep())
-    for child_name, child in list(model.named_children()):
-        if child is not base:
-            setattr(model, child_name, AbsentStep())
-    model.all_tied_weights_keys = {}

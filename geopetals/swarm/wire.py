@@ -6,9 +6,9 @@ read in that form or as the float32 that hivemind sends by default.
 """
 
 import asyncio
+import math
 from typing import Any, TypeVar
 
-import msgpack
 import torch
 from google.protobuf.message import DecodeError, Message
 from hivemind.proto import runtime_pb2
@@ -22,6 +22,7 @@ MAX_FRAME_BYTES = 256 * 2**20
 UNARY_LIMIT_BYTES = 2 * 2**20
 MAX_BATCH = 1024
 
+_MAX_DIMENSIONS, _MAX_LENGTH = 8, 2**27
 _MESSAGE, _ERROR = b"\x00", b"\x01"
 _HEADER_BYTES = 9
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int64": torch.int64}
@@ -93,7 +94,7 @@ def read_metadata(data: bytes) -> dict[str, Any]:
         return {}
     try:
         metadata = MSGPackSerializer.loads(data)
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+    except Exception as error:  # extension types run code of hivemind's that may raise anything
         raise WireError("the request's metadata is no valid msgpack") from error
     if not isinstance(metadata, dict):
         raise WireError("the request's metadata is not a map")
@@ -119,27 +120,24 @@ def deserialize(message: runtime_pb2.Tensor) -> torch.Tensor:
     dtype = _DTYPES.get(message.dtype)
     if dtype is None or message.compression not in (_NONE, _FLOAT16):
         raise WireError(f"tensors of kind {message.dtype!r} with compression {message.compression} are not accepted")
-    stored = _stored_dtype(message, dtype)
+    if len(message.size) > _MAX_DIMENSIONS or not all(0 <= length <= _MAX_LENGTH for length in message.size):
+        raise WireError(f"tensors have at most {_MAX_DIMENSIONS} dimensions of at most {_MAX_LENGTH}")
     shape = tuple(message.size)
-    count = 1
-    for length in shape:
-        count *= length
-    if any(length < 0 for length in shape) or count * stored.itemsize != len(message.buffer):
+    count = math.prod(shape)
+    stored = _stored_dtype(message, dtype, count)
+    if count * stored.itemsize != len(message.buffer):
         raise WireError(f"a tensor of shape {shape} does not fit its {len(message.buffer)} bytes")
     if count == 0:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(bytearray(message.buffer), dtype=stored).reshape(shape).to(dtype)
 
 
-def _stored_dtype(message: runtime_pb2.Tensor, dtype: torch.dtype) -> torch.dtype:
+def _stored_dtype(message: runtime_pb2.Tensor, dtype: torch.dtype, count: int) -> torch.dtype:
     if message.compression == _FLOAT16:
         return torch.float16
     if dtype != torch.bfloat16:
         return dtype
-    values = 1
-    for length in message.size:
-        values *= length
-    return torch.bfloat16 if len(message.buffer) == 2 * values else torch.float32
+    return torch.bfloat16 if len(message.buffer) == 2 * count else torch.float32
 
 
 def gone(peer: str, why: str) -> ServerGone:

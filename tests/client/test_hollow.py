@@ -1,65 +1,16 @@
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    BloomConfig,
-    Gemma2Config,
-    GPT2Config,
-    MistralConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM, LlamaModel, PreTrainedModel
 
 from geopetals.client.hollow import RemoteCache, load_client
 from geopetals.errors import CheckpointError, SwarmFailure, UnsupportedInput
 from geopetals.swarm.checkpoint import Checkpoint
-from geopetals.swarm.stage import Stage, load_stage
-from tests.models import VOCABULARY, save_llama, save_model
-
-CPU = torch.device("cpu")
-SPANS = ((0, 2), (2, 4), (4, 6))
-HELD = ((0, 2), (1, 5), (4, 6))  # the second is entered in the middle of its span
-Generate = Callable[..., Tensor]
-
-
-class InProcess:
-    """A client whose chain of three stages is in the same process."""
-
-    def __init__(self, directory: Path) -> None:
-        checkpoint = Checkpoint.open(str(directory))
-        self.stages: list[Stage] = [load_stage(checkpoint, *held, dtype=torch.float32, device=CPU) for held in HELD]
-        self.model, self.stack = load_client(checkpoint, dtype=torch.float32, device=CPU)
-        self.num_blocks = checkpoint.num_blocks
-
-    def cache(self, batch: int, max_length: int = 128) -> RemoteCache:
-        hops = [
-            (stage, span, stage.allocate_kv(*span, batch=batch, max_length=max_length))
-            for stage, span in zip(self.stages, SPANS, strict=True)
-        ]
-        cache = RemoteCache(lambda: hops[-1][2].length, self.num_blocks)
-
-        def call(hidden: Tensor) -> Tensor:
-            order = cache.take_hypo_ids()
-            for stage, span, kv in hops:
-                if order is not None:
-                    kv.reorder(order)
-                hidden = stage.run(hidden, *span, kv=kv)
-            return hidden
-
-        self.stack.call = call
-        return cache
-
-    def generate(self, ids: Tensor, *, rows: int = 1, **options: Any) -> Tensor:
-        model: Any = self.model
-        tokens: Tensor = model.generate(ids, past_key_values=self.cache(rows * len(ids)), **options)
-        return tokens
+from tests.in_process import CPU, InProcess
+from tests.models import VOCABULARY, save_llama
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
@@ -124,44 +75,25 @@ def test_logits_of_a_prompt_in_pieces(remote: InProcess, local: Any) -> None:
     assert float((logits - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
-SMALL: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-GROUPED = SMALL | {"intermediate_size": 128, "num_key_value_heads": 2, "max_position_embeddings": 512}
-FAMILIES: dict[str, PretrainedConfig] = {
-    "qwen2": Qwen2Config(**GROUPED),
-    "qwen3": Qwen3Config(**GROUPED, head_dim=16),
-    "mistral": MistralConfig(**GROUPED, sliding_window=8),
-    "gemma2": Gemma2Config(**GROUPED, head_dim=16, sliding_window=8),
-    "gpt2": GPT2Config(**SMALL, n_positions=512),
-    "bloom": BloomConfig(**SMALL),
-}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_families(tmp_path: Path, family: str) -> None:
-    directory = save_model(tmp_path, FAMILIES[family], sharded=True)
+def test_a_checkpoint_that_asks_for_no_cache_is_generated_from_with_one(tmp_path: Path) -> None:
+    directory = save_llama(tmp_path, use_cache=False)
+    remote = InProcess(directory)
     local: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    options = {"do_sample": True, "temperature": 2.0, "max_new_tokens": 24, "min_new_tokens": 24}
-    torch.manual_seed(5)
-    tokens = InProcess(directory).generate(prompt(2, 12), **options)
-    torch.manual_seed(5)
-    assert torch.equal(tokens, local.generate(prompt(2, 12), **options))
+    options = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8}
+    assert torch.equal(remote.generate(prompt(1), **options), local.generate(prompt(1), **options))
+    assert [output.shape[1] for output in remote.outputs] == [9] + 7 * [1]
 
 
-def test_family_that_cannot_be_split(tmp_path: Path) -> None:
-    from transformers import MambaConfig
+def test_what_only_the_client_can_see_is_refused_there(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original: Any = LlamaModel.forward
 
-    directory = save_model(tmp_path, MambaConfig(vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=2))
-    with pytest.raises(CheckpointError, match=r"cannot be served"):
-        load_stage(Checkpoint.open(str(directory)), 0, 1, dtype=torch.float32, device=CPU)
+    def forward(self: Any, input_ids: Any = None, **kwargs: Any) -> Any:
+        return original(self, input_ids=input_ids, token_ids=input_ids, **kwargs)
+
+    checkpoint = Checkpoint.open(str(directory))
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    with pytest.raises(CheckpointError, match=r"more than hidden states and positions \(token_ids\)"):
+        load_client(checkpoint, dtype=torch.float32, device=CPU)
 
 
 def test_reordering_composes_until_a_step_takes_it() -> None:
