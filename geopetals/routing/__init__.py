@@ -1,0 +1,1 @@
+"""Which servers a session goes through, and when it may start."""
