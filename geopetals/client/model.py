@@ -195,7 +195,7 @@ class DistributedModel(PreTrainedModel, GenerationMixin):
 
     def _padding_mask(self, inputs: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor | None:
         """The attention mask if it masks anything; without one, padding is told by its token, as Transformers does."""
-        if mask is None and inputs is not None and inputs.shape[0] > 1:
+        if mask is None and inputs is not None:
             pad, eos = self.generation_config.pad_token_id, self.generation_config.eos_token_id
             if pad is not None and pad not in (eos if isinstance(eos, list) else [eos]):
                 mask = (inputs != pad).long()

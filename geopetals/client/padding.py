@@ -5,12 +5,13 @@ never sees the padding. Positions then start at 0 with each row's first real tok
 """
 
 import asyncio
+import weakref
 
 import torch
 
 from geopetals.client.hollow import RemoteCache
 from geopetals.client.routing import Hop
-from geopetals.client.session import InferenceSession
+from geopetals.client.session import InferenceSession, text_position
 from geopetals.client.swarm import SwarmClient
 from geopetals.errors import UnsupportedInput
 
@@ -42,7 +43,7 @@ class PaddedSession:
         self._swarm = swarm
         self.max_length = max_length
         self.output_ids: torch.Tensor | None = None
-        self.cache = RemoteCache(lambda: self.position, swarm.num_blocks)
+        self.cache = RemoteCache(text_position(weakref.ref(self)), swarm.num_blocks)
         self._prompt_padding = padding
         self._rows: list[torch.Tensor] = []
         self._padding: list[int] = sorted(set(padding.tolist()))

@@ -1,6 +1,7 @@
 """One event loop in a thread of its own: people call the library from ordinary code, the network is asynchronous."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from geopetals.errors import SwarmFailure
 
 Result = TypeVar("Result")
 _JOIN_TIMEOUT_S = 10.0
+_CLOSING_TURNS = 10
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -55,7 +57,8 @@ class LoopThread:
         if threading.current_thread() is not self._thread:
             self._thread.join(_JOIN_TIMEOUT_S)
             if not self._thread.is_alive():
-                self._loop.close()
+                with contextlib.suppress(OSError):  # uvloop: a handle is still closing; it ends with the process
+                    self._loop.close()
 
     async def _wind_up(self) -> None:
         """Cancel what still runs, let it finish, stop."""
@@ -63,4 +66,6 @@ class LoopThread:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        for _ in range(_CLOSING_TURNS):  # transports close in later turns of the loop
+            await asyncio.sleep(0)
         self._loop.stop()

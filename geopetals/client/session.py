@@ -8,8 +8,9 @@ import asyncio
 import contextlib
 import logging
 import time
+import weakref
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -39,7 +40,7 @@ class InferenceSession:
         self.max_length = max_length
         self.prefix_tokens = prefix_tokens
         self.output_ids: torch.Tensor | None = None
-        self.cache = RemoteCache(lambda: max(0, self.position - prefix_tokens), swarm.num_blocks)
+        self.cache = RemoteCache(text_position(weakref.ref(self)), swarm.num_blocks)
         self._hops: list[HopSession] = []
         self._prompts: torch.Tensor | None = None
         self._store: torch.Tensor | None = None
@@ -180,6 +181,8 @@ class InferenceSession:
                 opening.add_done_callback(_abort_if_open)
             raise
         self._hops = [result for result in results if isinstance(result, HopSession)]
+        for opened in self._hops:
+            self._swarm.track(opened)
         for hop, result in zip(chain, results, strict=True):
             if isinstance(result, ServerGone | ServerFull):
                 self._swarm.avoid(hop.peer_id, result)
@@ -241,6 +244,16 @@ class InferenceSession:
     async def _close_hops(self) -> None:
         hops, self._hops = self._hops, []
         await asyncio.gather(*(session.close() for session in hops), return_exceptions=True)
+
+
+def text_position(session: "weakref.ref[Any]") -> Callable[[], int]:
+    """What the session's cache counts. A cycle here would keep a dropped session, and its caches, alive for a while."""
+
+    def position() -> int:
+        alive = session()
+        return 0 if alive is None else max(0, alive.position - alive.prefix_tokens)
+
+    return position
 
 
 def _abort_if_open(opening: "asyncio.Task[HopSession]") -> None:

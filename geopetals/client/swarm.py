@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+import weakref
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from hivemind.proto import runtime_pb2
 
 from geopetals.client.chain_pass import forward_batches
 from geopetals.client.config import ClientConfig
-from geopetals.client.hop import call_backward, call_forward
+from geopetals.client.hop import HopSession, call_backward, call_forward
 from geopetals.client.routing import Candidate, Hop, shortest_chain
 from geopetals.client.runtime import LoopThread
 from geopetals.errors import ServerFull, ServerGone, SwarmFailure
@@ -54,6 +55,7 @@ class SwarmClient:
         self._avoid_until: dict[str, tuple[float, float]] = {}
         self._refreshed_at = float("-inf")
         self._refreshing = asyncio.Lock()
+        self._open_hops: weakref.WeakSet[HopSession] = weakref.WeakSet()
 
     def start(self) -> None:
         """Raises NetworkError if no peer answers and SwarmMismatch if the swarm serves another model."""
@@ -68,10 +70,14 @@ class SwarmClient:
         network, self._network = self._network, None
         if network is not None:
             try:
-                self._loop.run(_stop(network))
+                self._loop.run(_stop(network, list(self._open_hops)))
             except RuntimeError:  # called by the garbage collector on the loop's own thread: the daemon dies with us
                 network.p2p._terminate()
         self._loop.stop()
+
+    def track(self, hop: HopSession) -> None:
+        """Its stream is closed with the connection, if nobody does it earlier."""
+        self._open_hops.add(hop)
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         return self._loop.run(work)
@@ -210,6 +216,8 @@ def _chain_within(candidates: list[Candidate], start: int, end: int, num_blocks:
     return tuple(hop for hop in shortest_chain(inside + outside, num_blocks) if hop.peer_id != _NOBODY)
 
 
-async def _stop(network: Network) -> None:
+async def _stop(network: Network, hops: list[HopSession]) -> None:
+    for hop in hops:
+        hop.abort()
     async with asyncio.timeout(_FAREWELL_TIMEOUT_S):
         await network.stop()

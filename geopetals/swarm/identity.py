@@ -45,8 +45,6 @@ class ModelIdentity:
             if self.revision == other.revision:
                 return None
             return f"{self.model} is at revision {other.revision[:12]} there and at {self.revision[:12]} here."
-        if self.model != other.model:
-            return f"the model is {other.model} there and {self.model} here."
         return None
 
     def to_dict(self) -> dict[str, str | None]:

@@ -15,6 +15,7 @@ from typing import Any
 import geopetals.errors
 from geopetals.errors import GeoPetalsError, SwarmFailure, UnsupportedInput
 from geopetals.progress import Reporter, Silent
+from geopetals.swarm.private_folders import sweep_stale_folders
 
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 15.0
@@ -153,6 +154,7 @@ class LocalSwarm:
             self._process.kill()  # its servers die with it
             self._process.wait()
         self._reader.join(_STOP_TIMEOUT_S)
+        sweep_stale_folders()
         if self._process.stdout is not None:
             self._process.stdout.close()
 

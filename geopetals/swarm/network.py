@@ -1,5 +1,7 @@
 """One process' place in a swarm: its p2pd daemon, its libp2p identity and its DHT node, all on one event loop."""
 
+import asyncio
+import contextlib
 import ipaddress
 import os
 import re
@@ -17,14 +19,17 @@ from google.protobuf.message import DecodeError
 from hivemind.dht import DHTNode
 from hivemind.p2p import P2P, PeerID
 from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError
-from hivemind.proto import crypto_pb2
+from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
+from hivemind.p2p.p2p_daemon_bindings.utils import raise_if_failed, read_pbmsg_safe, write_pbmsg
+from hivemind.proto import crypto_pb2, p2pd_pb2
 
 from geopetals.errors import NetworkError
 from geopetals.swarm import orphan_guard
+from geopetals.swarm.private_folders import make_private_folder, sweep_stale_folders
 
 STARTUP_TIMEOUT_S = 30.0
 _DHT_WORKERS = 8
-_FOLDER_PREFIX = "geopetals-p2pd-"
+_STOP_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +67,36 @@ class GuardedP2P(P2P):  # type: ignore[misc]
         pid: int = self._child.pid
         return pid
 
+    @property
+    def is_running(self) -> bool:
+        return self._child is not None and self._child.returncode is None
+
+    async def stop(self) -> None:
+        """End p2pd: by SIGTERM, and by SIGKILL if it does not follow."""
+        try:
+            async with asyncio.timeout(_STOP_TIMEOUT_S):
+                await self.shutdown()
+        except TimeoutError:
+            self._child.kill()
+            await self._child.wait()
+
+    async def call_binary_stream_handler(
+        self, peer_id: PeerID, handler_name: str
+    ) -> tuple[StreamInfo, asyncio.StreamReader, asyncio.StreamWriter]:
+        """hivemind's, but a stream that cannot be opened, or whose opening is cancelled, is closed again."""
+        reader, writer = await self._client.control.daemon_connector.open_connection()
+        try:
+            opening = p2pd_pb2.StreamOpenRequest(peer=peer_id.to_bytes(), proto=[handler_name])
+            request = p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=opening)
+            await write_pbmsg(writer, request)
+            response = p2pd_pb2.Response()
+            await read_pbmsg_safe(reader, response)
+            raise_if_failed(response)
+        except BaseException:
+            writer.close()
+            raise
+        return StreamInfo.from_protobuf(response.streamInfo), reader, writer
+
     async def wait_daemon(self) -> int:
         """Wait until p2pd ends, however it ends; returns its exit code."""
         code: int = await self._child.wait()
@@ -78,14 +113,19 @@ class Network:
     @classmethod
     async def start(cls, config: NetworkConfig) -> "Network":
         """Raises NetworkError when the address cannot be bound or no initial peer answers."""
-        _sweep_stale_folders()
+        sweep_stale_folders()
         config = _with_fixed_port(config)
-        folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
+        try:
+            folder = make_private_folder()
+        except OSError as error:
+            raise _no_room(error) from error
         try:
             p2p = await _start_daemon(config, folder)
             node = await _start_dht(config, p2p)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise _no_room(error) from error
             raise
         return cls(p2p, node, folder)
 
@@ -99,8 +139,12 @@ class Network:
         return tuple(str(address) for address in await self.p2p.get_visible_maddrs())
 
     async def stop(self) -> None:
-        await self.node.shutdown()
-        await self.p2p.shutdown()
+        self.node.is_alive = False
+        if self.p2p.is_running:  # a dead daemon never answers that it has forgotten our handlers
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_STOP_TIMEOUT_S):
+                    await self.node.shutdown()
+        await self.p2p.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -116,7 +160,7 @@ async def _start_daemon(config: NetworkConfig, folder: Path) -> GuardedP2P:
         p2p: GuardedP2P = await daemon_class.create(identity_path=str(identity), **_p2p_options(config))
     except BaseException as error:
         for failed in started:  # hivemind leaves a p2pd that reports a failure to itself
-            await failed.shutdown()
+            await failed.stop()
         if isinstance(error, P2PDaemonError | ValueError):
             raise _explain(error, config) from error
         raise
@@ -132,7 +176,7 @@ async def _start_dht(config: NetworkConfig, p2p: GuardedP2P) -> DHTNode:
             num_workers=_DHT_WORKERS,
         )
     except BaseException as error:
-        await p2p.shutdown()
+        await p2p.stop()
         if isinstance(error, Exception):
             raise _unreachable(config) from error
         raise
@@ -205,6 +249,11 @@ def _explain(error: Exception, config: NetworkConfig) -> NetworkError:
     return NetworkError(f"p2pd did not start: {text.rstrip('.')}.")
 
 
+def _no_room(error: OSError) -> NetworkError:
+    reason = error.strerror or str(error)
+    return NetworkError(f"cannot write to {tempfile.gettempdir()} ({reason}): free some space there, or set TMPDIR.")
+
+
 def _unreachable(config: NetworkConfig) -> NetworkError:
     peers = ", ".join(re.sub(r"/p2p/.*", "", peer) for peer in config.initial_peers[:3])
     return NetworkError(f"cannot reach the swarm at {peers}: is it running, and reachable from this machine?")
@@ -238,21 +287,3 @@ def load_identity(path: Path) -> bytes:
         raise NetworkError(f"cannot use the identity file {path} ({error.strerror}): choose another path.") from error
     except DecodeError as error:
         raise NetworkError(f"{path} is no identity file: choose another path, it is made if absent.") from error
-
-
-def _sweep_stale_folders() -> None:
-    """Remove the sockets of processes that were killed before they could."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
-        match = re.match(rf"{_FOLDER_PREFIX}(\d+)-", folder.name)
-        if match and not _is_running(int(match.group(1))):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

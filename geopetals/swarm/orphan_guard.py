@@ -38,5 +38,6 @@ if __name__ == "__main__":
     parent, command_line = int(sys.argv[1]), sys.argv[2:]
     if sys.platform == "linux":
         die_with_parent(parent)
+        os.setpgid(0, 0)  # Ctrl-C in a terminal is for the parent, which then ends this program in order
         os.execv(command_line[0], command_line)
     sys.exit(_watch(parent, command_line))

@@ -180,7 +180,10 @@ class Command:
 
     def wait(self, *, timeout_s: float = 60) -> int:
         """The exit code, with all output read."""
-        code = self.process.wait(timeout_s)
+        try:
+            code = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"has not ended within {timeout_s:.0f} s: {self.printed()}") from None
         self.out.join()
         self.err.join()
         return code

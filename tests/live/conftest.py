@@ -1,6 +1,7 @@
 """Tiny models, their local counterparts, swarms that several tests share, and commands that are ended after a test."""
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from tests.models import save_llama
 TWO_STAGES = [(0, 3), (2, 6)]
 # So are the second and the third.
 THREE_STAGES = [(0, 2), (1, 4), (3, 6)]
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and their children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 StartCommand = Callable[..., Command]
 Connect = Callable[..., Any]

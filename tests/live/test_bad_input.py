@@ -200,7 +200,7 @@ def test_full_disk_while_loading(preloaded: Preloaded, llama: Path, tmp_path: Pa
     if os.geteuid() != 0 or subprocess.run(["mount", *options], check=False).returncode != 0:
         pytest.skip("needs the right to mount a small file system")
     try:
-        refused(preloaded.run("serve", llama, env={"TMPDIR": str(mount)}), "disk is full")
+        refused(preloaded.run("serve", llama, env={"TMPDIR": str(mount)}), "free some space")
     finally:
         subprocess.run(["umount", "-l", str(mount)], check=True)
 

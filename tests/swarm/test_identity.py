@@ -35,7 +35,6 @@ def test_equal_as_far_as_both_know(ours: ModelIdentity, theirs: ModelIdentity) -
         (identity(), identity(config_hash=OTHER), "configurations differ"),
         (identity(fingerprint=HASH), identity(fingerprint=OTHER), "weights"),
         (identity(revision="1" * 40), identity(revision="2" * 40), "revision"),
-        (identity(), identity(model="tiny-instruct"), "tiny-instruct"),
     ],
 )
 def test_conflict_names_what_differs(ours: ModelIdentity, theirs: ModelIdentity, word: str) -> None:
