@@ -15,7 +15,7 @@ WORKDIR /src
 # The dependencies alone, so that a change of the code does not install them again.
 COPY pyproject.toml constraints.txt ./
 RUN /opt/uv/bin/uv pip install --no-cache --torch-backend "${TORCH_BACKEND}" --constraint constraints.txt \
-        --requirement pyproject.toml \
+        --requirement pyproject.toml --extra quantization \
     && /opt/uv/bin/uv pip install --no-cache --no-deps petals==2.2.0.post1
 COPY README.md LICENSE NOTICE ./
 COPY geopetals geopetals

@@ -33,7 +33,7 @@ _DEADLINE_S = 180.0
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--quick", action="store_true", help="one round instead of five")
+    parser.add_argument("--quick", action="store_true", help="one round instead of three")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "startup.json")
     args = parser.parse_args()
     model = str(demo_model_directory(Console()))
@@ -41,7 +41,7 @@ def main() -> int:
     for shard in Path(model).glob("*.safetensors"):
         shard.read_bytes()
     runs = []
-    for number in range(1 if args.quick else 5):
+    for number in range(1 if args.quick else 3):
         for way, measure in (("fresh", _fresh), ("preloaded", _preloaded)):
             for run in measure(model, spans):
                 runs.append({"round": number, "way": way, **run})

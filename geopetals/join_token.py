@@ -1,9 +1,9 @@
 """The join token: one string that a person pastes to bring a machine or a client into a swarm.
 
 Format, version 1: `gp1` followed by base58check of a msgpack map. The four checksum bytes tell a mistyped or truncated
-token from a token of another version. Its keys are s (swarm), m (model), i (identity) and p (peers); unknown keys are
-ignored, so that later minor additions do not break old readers; a change of meaning takes a new number in the prefix.
-A version 1 token carries no credential: it is an address.
+token from a token of another version. Its keys are s (swarm), m (model), i (identity) and p (peers); unknown keys
+beside these are ignored, so that later additions do not break old readers; a change of meaning takes a new number in
+the prefix. A version 1 token carries no credential: it is an address.
 """
 
 import re

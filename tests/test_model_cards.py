@@ -14,6 +14,7 @@ from geopetals.models import FAMILIES, NAMES, builtin_card, card_from_config, fi
 from geopetals.swarm.checkpoint import Checkpoint
 from geopetals.swarm.stage import load_stage
 from tests import models
+from tests.families import tiny_config
 
 PUBLISHED = {
     "bloom-560m": 559_214_592,
@@ -118,10 +119,10 @@ def test_a_path_to_a_config_and_its_directory_give_the_same_card(tmp_path: Path)
     assert find_card(str(tmp_path)).name == tmp_path.name
 
 
-MLA = {"model_type": "deepseek_v3", **_TINY, "kv_lora_rank": 32}
 REFUSED: list[tuple[object, str]] = [
-    (MLA, "multi-head latent attention"),
-    ({"model_type": "mamba"}, "family 'mamba'"),
+    ({"model_type": "mamba"}, "keeps something else than keys and values"),
+    ({"model_type": "no_such_family"}, "is not understood by Transformers"),
+    ({"model_type": "deepseek_v3"}, "blocks are all alike"),
     ({"hidden_size": 64}, "no model_type"),
     ({"model_type": "llama", **_TINY, "num_hidden_layers": -2}, "num_hidden_layers is -2"),
     ({"model_type": "llama", **_TINY, "hidden_size": "64"}, "hidden_size is '64'"),
@@ -139,6 +140,21 @@ def test_what_cannot_be_described_is_refused_in_one_sentence(config: object, wor
     with pytest.raises(CheckpointError, match=words) as caught:
         find_card(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["opt", "gptj", "olmo2", "cohere", "phi", "starcoder2", "mpt", "glm4", "smollm3"])
+def test_other_families_are_counted_by_transformers(family: str) -> None:
+    config = tiny_config(family)
+    card = card_from_config(family, json.loads(config.to_json_string(use_diff=False)))
+    model = AutoModelForCausalLM.from_config(config)
+    assert card.total_parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert card.num_blocks == config.num_hidden_layers
+
+
+def test_latent_attention_is_counted_as_what_is_kept_of_a_token() -> None:
+    card = card_from_config("mla", {"model_type": "deepseek_v3", "first_k_dense_replace": 0, "num_hidden_layers": 2})
+    latent, rotary = 512, 64
+    assert card.kv_bytes_per_token("bfloat16") == (latent + rotary) * 2
 
 
 def test_a_wrong_name_is_answered_with_the_nearest() -> None:

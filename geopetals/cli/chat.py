@@ -56,14 +56,24 @@ def _talk(conversation: Any, options: dict[str, Any]) -> None:
 
 
 def _answer(conversation: Any, line: str, options: dict[str, Any]) -> None:
-    """Ctrl-C while the answer comes ends the answer at a token boundary, so that the conversation can go on."""
+    """Ctrl-C while the answer comes ends the answer at a token boundary, so that the conversation can go on.
+
+    Where no token comes, a second Ctrl-C drops the turn.
+    """
+    pressed = 0
 
     def stop(signal_number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed += 1
         conversation.stop()
+        if pressed > 1:
+            raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, stop)
     try:
         conversation.say(line, echo=sys.stdout, **options)
+    except KeyboardInterrupt:
+        print("\n(no answer)", file=sys.stderr)
     except SwarmFailure as error:
         print(f"\n(no answer: {error})", file=sys.stderr)
     finally:

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
             print("\n".join(describe(server) for server in swarm.servers), flush=True)
         result = _ask(swarm, directory, args)
     print(json.dumps(result) if args.json else _summary(result))
-    return 0
+    return 0 if result["matches_local"] else 1
 
 
 def _ask(swarm: Any, directory: str, args: argparse.Namespace) -> dict[str, Any]:

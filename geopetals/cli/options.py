@@ -33,7 +33,7 @@ def span(text: str) -> tuple[int, int]:
 
 def size(text: str) -> int:
     """An amount of memory in bytes: `800MB` and `0.8GB` count in thousands, `4GiB` in 1024s, a bare number in bytes."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)\s*", text)
     factor = _UNITS.get(match[2].upper()) if match else None
     if match is None or factor is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write a number and a unit, for example 4GiB or 800MB.")

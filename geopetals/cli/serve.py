@@ -2,13 +2,9 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from geopetals.cli import options
 from geopetals.errors import UnsupportedInput
-
-if TYPE_CHECKING:
-    pass
 
 HELP = "serve some blocks of a model to a swarm"
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import os
 import warnings
 import weakref
@@ -185,13 +186,14 @@ class DistributedModel(PreTrainedModel, GenerationMixin):
         return parent.generate(*args, **kwargs)
 
     def _refuse_unsupported(self, kwargs: dict[str, Any]) -> None:
-        for name in _NEEDS_A_LOCAL_CACHE:
-            if kwargs.get(name):
-                raise UnsupportedInput(
-                    f"{name} takes tokens back from the cache, which servers do not do: leave it out."
-                )
-        if kwargs.get("use_cache") is False:
+        config = kwargs.get("generation_config") or self.generation_config
+        use_cache = kwargs.get("use_cache", getattr(config, "use_cache", None))
+        if use_cache is False:
             raise UnsupportedInput("the servers keep the attention cache: leave use_cache=False out.")
+        for name in (*_NEEDS_A_LOCAL_CACHE, "guidance_scale"):
+            value = kwargs.get(name, getattr(config, name, None))
+            if value and not (name == "guidance_scale" and value == 1):
+                raise UnsupportedInput(f"{name} needs a second attention cache or takes tokens back: leave it out.")
 
     def _padding_mask(self, inputs: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor | None:
         """The attention mask if it masks anything; without one, padding is told by its token, as Transformers does."""
@@ -241,6 +243,22 @@ class DistributedModel(PreTrainedModel, GenerationMixin):
             )
         return {**kwargs, "past_key_values": None, "use_cache": False}
 
+    def _refuse_what_blocks_do_not_see(self, own_class: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Remote blocks compute positions and masks themselves, and return the last hidden states alone."""
+        names = list(inspect.signature(own_class.forward).parameters)[1:]
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        for name in ("output_hidden_states", "output_attentions"):
+            if given.get(name):
+                raise UnsupportedInput(f"{name} asks for what stays on the servers: leave it out.")
+        mask = given.get("attention_mask")
+        if mask is not None and not (isinstance(mask, torch.Tensor) and mask.ndim == 2):
+            raise UnsupportedInput("attention_mask must be [batch, tokens]: remote blocks take no other mask.")
+        positions = given.get("position_ids")
+        if positions is not None and self.active_session is None:
+            usual = torch.arange(positions.shape[-1], device=positions.device)
+            if not bool((positions == usual).all()):
+                raise UnsupportedInput("remote blocks count positions from 0 themselves: leave position_ids out.")
+
     def _mask_arguments(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Remote blocks see no mask. Padding after the text needs none, as tokens do not look ahead."""
         mask = kwargs.get("attention_mask")
@@ -263,6 +281,7 @@ def connect_model(loaded: PreTrainedModel, swarm: SwarmClient, stack: RemoteStac
 
     @functools.wraps(own_class.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self._refuse_what_blocks_do_not_see(own_class, args, kwargs)
         return own_class.forward(self, *args, **self._mask_arguments(self._cache_arguments(kwargs)))
 
     members = {"forward": forward, "__module__": own_class.__module__}

@@ -99,7 +99,13 @@ class PaddedSession:
             skipped = min(max(length - self._position, 0), inputs.shape[1])
             ids = None if hypo_ids is None else _within(rows, hypo_ids)
             works.append((rows, skipped, session.step_async(inputs[rows, skipped:], ids)))
-        results = await asyncio.gather(*(work for _, _, work in works))
+        tasks = [asyncio.create_task(work) for _, _, work in works]
+        try:
+            results = await asyncio.gather(*tasks)
+        finally:  # where one fails the others must not go on opening chains
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         for (rows, skipped, _), result in zip(works, results, strict=True):
             output[rows, skipped:] = result
         return output

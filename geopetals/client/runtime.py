@@ -1,15 +1,17 @@
 """One event loop in a thread of its own: people call the library from ordinary code, the network is asynchronous."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from geopetals.errors import SwarmFailure
 
 Result = TypeVar("Result")
 _JOIN_TIMEOUT_S = 10.0
+_CANCEL_TIMEOUT_S = 10.0
 _CLOSING_TURNS = 10
 
 
@@ -20,6 +22,40 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     except ModuleNotFoundError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
+
+
+class _Call(Generic[Result]):
+    """A coroutine on the loop's thread, and its outcome for the thread that waits."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Result]) -> None:
+        self.outcome: concurrent.futures.Future[Result] = concurrent.futures.Future()
+        self._loop, self._work = loop, work
+        self._task: asyncio.Task[Result] | None = None
+        self._ended = threading.Event()
+        loop.call_soon_threadsafe(self._start)
+
+    def cancel(self) -> None:
+        """Cancel the coroutine and wait until it has ended; nothing where it has."""
+        if not self._ended.is_set() and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._cancel_task)
+            self._ended.wait(_CANCEL_TIMEOUT_S)
+
+    def _start(self) -> None:
+        self._task = self._loop.create_task(self._work)
+        self._task.add_done_callback(self._finish)
+
+    def _cancel_task(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _finish(self, task: "asyncio.Task[Result]") -> None:
+        self._ended.set()
+        if task.cancelled():
+            self.outcome.cancel()
+        elif (error := task.exception()) is not None:
+            self.outcome.set_exception(error)
+        else:
+            self.outcome.set_result(task.result())
 
 
 class LoopThread:
@@ -38,11 +74,11 @@ class LoopThread:
         if self._loop.is_closed() or not self._thread.is_alive():
             work.close()
             raise SwarmFailure("the connection to the swarm is closed: open the model again with from_pretrained().")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        call = _Call(self._loop, work)
         try:
-            return future.result()
+            return call.outcome.result()
         except BaseException:
-            future.cancel()
+            call.cancel()  # and wait: what it holds must be in order before the caller goes on
             raise
 
     def call_soon(self, function: Callable[[], object]) -> None:

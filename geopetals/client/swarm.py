@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 _FULL_PENALTY_S = 10.0
 _UNKNOWN_BLOCK_S = 0.05
-_FAREWELL_TIMEOUT_S = 5.0
 _NOBODY = ""
 
 
@@ -219,5 +218,4 @@ def _chain_within(candidates: list[Candidate], start: int, end: int, num_blocks:
 async def _stop(network: Network, hops: list[HopSession]) -> None:
     for hop in hops:
         hop.abort()
-    async with asyncio.timeout(_FAREWELL_TIMEOUT_S):
-        await network.stop()
+    await network.stop()

@@ -181,14 +181,12 @@ def _identity(additions: dict[str, Any]) -> ModelIdentity | None:
         return None
 
 
-def check_same_model(
-    identity: ModelIdentity, servers: list[ServerRecord], block_hashes: Mapping[int, str] | None = None
-) -> list[ServerRecord]:
-    """The servers that serve the model of `identity` and, of blocks in `block_hashes`, the same weights.
+def check_same_model(identity: ModelIdentity, servers: list[ServerRecord]) -> list[ServerRecord]:
+    """The servers that serve the model of `identity`, as far as both know.
 
     Raises SwarmMismatch if there are servers and none of them does; single strangers are passed over.
     """
-    conflicts = {server.peer_id: _conflict(identity, server, block_hashes or {}) for server in servers}
+    conflicts = {server.peer_id: identity.conflict(server.identity) if server.identity else None for server in servers}
     fitting = [server for server in servers if conflicts[server.peer_id] is None]
     for peer_id, conflict in conflicts.items():
         if conflict is not None:
@@ -199,10 +197,12 @@ def check_same_model(
     return fitting
 
 
-def _conflict(identity: ModelIdentity, server: ServerRecord, block_hashes: Mapping[int, str]) -> str | None:
-    if server.identity is not None and (conflict := identity.conflict(server.identity)) is not None:
-        return conflict
-    for block, ours in block_hashes.items():
-        if server.block_hashes.get(block, ours) != ours:
-            return f"block {block} has other weights there than here; load the same revision of the model."
-    return None
+def require_same_weights(servers: list[ServerRecord], block_hashes: Mapping[int, str]) -> None:
+    """For a server that joins: raises SwarmMismatch if another holds other weights of one of its blocks."""
+    for server in servers:
+        for block, ours in block_hashes.items():
+            if server.block_hashes.get(block, ours) != ours:
+                raise SwarmMismatch(
+                    f"block {block} has other weights here than on server {short_peer(server.peer_id)}: "
+                    "load the same revision of the model as the swarm."
+                )

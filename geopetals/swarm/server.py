@@ -5,7 +5,6 @@ swarm again, with the same identity and port and with its blocks still loaded.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from geopetals.swarm.handler import BlockHandler
 from geopetals.swarm.kv_budget import KVBudget
 from geopetals.swarm.network import Network, NetworkConfig, new_identity
 from geopetals.swarm.quantization import stored_quantization
-from geopetals.swarm.records import UPDATE_PERIOD_S, announce, check_same_model, read_servers
+from geopetals.swarm.records import UPDATE_PERIOD_S, announce, check_same_model, read_servers, require_same_weights
 from geopetals.swarm.stack import PETALS_VERSION, ServerInfo, ServerState
 from geopetals.swarm.stage import Stage, load_stage
 
@@ -138,6 +137,7 @@ class BlockServer:
         servers = await read_servers(network.node, self.swarm, checkpoint.num_blocks)
         servers = check_same_model(self._identity, servers)
         self._kv_tokens = self._config.kv_cache_tokens or default_kv_tokens(checkpoint.config)
+        memory_bytes = self._config.memory_bytes or devices.usable_memory(self._device)
         block_bytes = await self._compute.run(
             lambda: measured_block_bytes(
                 checkpoint, dtype=self._dtype, device=self._device, quantization=self._config.quantization
@@ -150,7 +150,7 @@ class BlockServer:
             wanted=self._config.blocks,
             count=self._config.count,
             dtype=self._dtype,
-            memory_bytes=self._config.memory_bytes or devices.usable_memory(self._device),
+            memory_bytes=memory_bytes,
             kv_tokens=self._kv_tokens,
         )
         self._info = ServerInfo(
@@ -168,7 +168,14 @@ class BlockServer:
         self._stage = await self._compute.run(self._load_stage, Priority.BATCH)
         servers = await read_servers(network.node, self.swarm, checkpoint.num_blocks)
         others = [server for server in servers if server.peer_id != network.peer_id]
-        check_same_model(self._identity, others, self._block_hashes)
+        check_same_model(self._identity, others)
+        require_same_weights(others, self._block_hashes)
+        devices.check_fit(
+            memory_bytes=memory_bytes,
+            num_blocks=self._end - self._start,
+            block_bytes=self._stage.memory_bytes // (self._end - self._start),
+            kv_bytes_per_block=self._kv_tokens * self._stage.kv_bytes_per_token(),
+        )
         speed = await self._compute.run(lambda: profile.measure(self._stage))
         self._info.throughput = speed.of_server(self._end - self._start)
         self._info.inference_rps, self._info.forward_rps = speed.inference_rps, speed.forward_rps
@@ -217,7 +224,10 @@ class BlockServer:
             self._reporter.line("p2pd died: joining the swarm again")
             self._network = None
             await network.stop()
-            self._network = await self._restart(addresses)
+            await _unless(stop, self._rejoin(addresses))
+
+    async def _rejoin(self, addresses: tuple[str, ...]) -> None:
+        self._network = await self._restart(addresses)
 
     async def _restart(self, addresses: tuple[str, ...]) -> Network:
         port = int(addresses[0].split("/tcp/")[1].split("/")[0])
@@ -252,12 +262,15 @@ class BlockServer:
 
     async def _leave(self, network: Network) -> None:
         """Tell the swarm, so that nobody routes here until the record expires, and stop."""
-        if self._info is not None:
-            self._info.state = ServerState.OFFLINE
-            with contextlib.suppress(TimeoutError):
+        try:
+            if self._info is not None:
+                self._info.state = ServerState.OFFLINE
                 async with asyncio.timeout(_FAREWELL_TIMEOUT_S):
                     await self._announce(network)
-        await network.stop()
+        except Exception as error:  # noqa: BLE001 - the record expires by itself; leaving goes on
+            log.info("farewell.failed reason=%r", error)
+        finally:
+            await network.stop()
 
     def _ready(self, network: Network, addresses: tuple[str, ...]) -> ReadyServer:
         blocks = self._end - self._start

@@ -363,3 +363,40 @@ def test_a_token_names_the_model_and_the_swarm(monkeypatch: pytest.MonkeyPatch, 
     assert model.swarm.swarm == "tiny"
     model.close()
     model.close()
+
+
+# What remote blocks cannot see
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"position_ids": torch.tensor([[0, 1, 0, 1, 2]])}, "position_ids"),
+        ({"attention_mask": torch.zeros(1, 1, 5, 5)}, "no other mask"),
+        ({"output_hidden_states": True}, "output_hidden_states"),
+        ({"output_attentions": True}, "output_attentions"),
+    ],
+)
+def test_forward_refuses_what_would_be_ignored(model: DistributedModel, options: dict[str, Any], words: str) -> None:
+    network: Any = model
+    with pytest.raises(UnsupportedInput, match=words), torch.no_grad():
+        network(prompt(), **options)
+
+
+def test_usual_positions_are_accepted(model: DistributedModel, local: Any) -> None:
+    network: Any = model
+    positions = torch.arange(5)[None]
+    with torch.no_grad():
+        ours = network(prompt(), position_ids=positions).logits
+    torch.testing.assert_close(ours, local(prompt(), position_ids=positions).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("where", ["argument", "config"])
+@pytest.mark.parametrize(("name", "value"), [("guidance_scale", 3.0), ("use_cache", False)])
+def test_generate_refuses_what_needs_another_cache(
+    model: DistributedModel, world: World, where: str, name: str, value: object
+) -> None:
+    options = {name: value} if where == "argument" else {"generation_config": GenerationConfig(**{name: value})}
+    with pytest.raises(UnsupportedInput, match="leave"):
+        model.generate(prompt(), max_new_tokens=2, **options)
+    assert not world.opened

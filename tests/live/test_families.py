@@ -41,6 +41,8 @@ def test_a_swarm_answers_as_the_local_model(family: str, tmp_path: Path, connect
         for batch in (1, 3):
             ids = torch.randint(3, VOCABULARY, (batch, 14), generator=torch.Generator().manual_seed(batch))
             with torch.no_grad():
+                remote, whole = (m.base_model(input_ids=ids, use_cache=False)[0] for m in (model, local))
+                assert relative_error(remote, whole) < 1e-5
                 assert relative_error(model(ids).logits, local(ids).logits) < 2e-5
             for way, options in WAYS.items():
                 assert tokens(model, ids, options) == tokens(local, ids, options), f"{way}, batch of {batch}"

@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import math
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -10,7 +11,14 @@ from hivemind.utils.timed_storage import get_dht_time
 from geopetals.errors import SwarmMismatch
 from geopetals.swarm.identity import ModelIdentity
 from geopetals.swarm.network import Network, NetworkConfig
-from geopetals.swarm.records import ServerRecord, announce, block_uids, check_same_model, read_servers
+from geopetals.swarm.records import (
+    ServerRecord,
+    announce,
+    block_uids,
+    check_same_model,
+    read_servers,
+    require_same_weights,
+)
 from geopetals.swarm.stack import ServerInfo, ServerState
 
 SWARM, NUM_BLOCKS = "tiny", 6
@@ -239,7 +247,14 @@ def test_an_empty_swarm_has_no_servers() -> None:
 
 def test_the_same_model_is_no_mismatch() -> None:
     servers = [record(identity=identity(), block_hashes={0: HASH}), record(identity=None)]
-    check_same_model(identity(), servers, {0: HASH, 1: OTHER})
+    assert check_same_model(identity(), servers) == servers
+    require_same_weights(servers, {0: HASH, 1: OTHER})
+
+
+def test_single_strangers_are_passed_over() -> None:
+    ours = record(identity=identity())
+    stranger = dataclasses.replace(record(identity=identity(model="big", config_hash=OTHER)), peer_id="another")
+    assert check_same_model(identity(), [stranger, ours]) == [ours]
 
 
 def test_another_model_is_named_with_its_server() -> None:
@@ -250,7 +265,7 @@ def test_another_model_is_named_with_its_server() -> None:
 
 def test_other_weights_of_a_block_are_named() -> None:
     unknown = identity(fingerprint=None)
-    servers = [record(identity=unknown, block_hashes={2: HASH})]
+    servers = [record(identity=unknown), record(identity=unknown, block_hashes={2: HASH})]
     with pytest.raises(SwarmMismatch, match=r"block 2 has other weights .*load the same revision"):
-        check_same_model(unknown, servers, {2: OTHER})
-    check_same_model(unknown, servers, {1: OTHER})
+        require_same_weights(servers, {2: OTHER})
+    require_same_weights(servers, {1: OTHER})
