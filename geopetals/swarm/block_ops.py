@@ -21,7 +21,7 @@ from geopetals.swarm.wire import MAX_BATCH, WireError, deserialize
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepInput:
-    """Checked input of one step: `prompts` and `hypo_ids` are None where the peer sent placeholders."""
+    """Checked input of one step: `prompts` and `hypo_ids` are None where the peer sent nothing."""
 
     hidden: torch.Tensor
     prompts: torch.Tensor | None
