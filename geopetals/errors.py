@@ -57,9 +57,24 @@ class ServerGone(SwarmFailure):
     """A block server does not answer any more."""
 
 
+class ServerBroken(SwarmFailure):
+    """A block server answers what cannot be right: another shape, or values that are no numbers."""
+
+
 class ServerFull(SwarmFailure):
-    """A block server has no attention cache left for the session."""
+    """A block server has no attention cache left for the session, or takes no more of this client's requests.
+
+    `free_in_s`: seconds until it expects to have room, if it knows.
+    """
+
+    def __init__(self, text: str, *, free_in_s: float | None = None) -> None:
+        super().__init__(text)
+        self.free_in_s = free_in_s
 
 
 class ServerRefused(SwarmFailure):
     """A block server answered that the request itself is wrong."""
+
+
+class InputRefused(ServerRefused):
+    """A block server answered that the server before it sent what cannot be computed on."""

@@ -22,6 +22,8 @@ from transformers.utils import logging as hf_logging
 
 from geopetals.errors import CheckpointError, GeoPetalsError
 from geopetals.swarm.architecture import find_layers, native_class
+from geopetals.swarm.batched_attention import Layout
+from tests.batches import decode_error
 from tests.in_process import InProcess
 from tests.models import VOCABULARY, save_model
 
@@ -81,11 +83,15 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """`reason` says why it is refused, was not tried, or what was wrong."""
+    """`reason` says why it is refused, was not tried, or what was wrong.
+
+    `batching` is how decode steps of several sessions become one forward pass; None if they do not on some server.
+    """
 
     family: str
     status: Status
     reason: str = ""
+    batching: Layout | None = None
 
 
 def tiny_config(family: str, **settings: Any) -> PretrainedConfig:
@@ -183,12 +189,18 @@ def judge(family: str, directory: Path) -> Verdict:
             return Verdict(family=family, status="refused", reason=refusal_alone)
         return Verdict(family=family, status="not tried", reason=_one_line(error))
     try:
-        found = differences(InProcess(directory), local, 2)
+        remote = InProcess(directory)
+        found = differences(remote, local, 2)
+        batch_error = max(decode_error(stage) for stage in remote.stages)
     except GeoPetalsError as refusal:
         return Verdict(family=family, status="refused", reason=str(refusal).replace(str(directory), "it"))
     except Exception as error:  # noqa: BLE001 - a family that is neither served nor refused
         return Verdict(family=family, status="WRONG", reason=_one_line(error))
-    return Verdict(family=family, status="WRONG" if found else "works", reason="; ".join(found))
+    if not batch_error < MOST_ROUNDING:
+        found.append(f"decode steps in a batch differ by {batch_error:.1e}")
+    layouts = {stage.batching.layout for stage in remote.stages}
+    batching: Layout | None = None if None in layouts else "padded" if "padded" in layouts else "rows"
+    return Verdict(family=family, status="WRONG" if found else "works", reason="; ".join(found), batching=batching)
 
 
 def _refusal(directory: Path) -> str | None:
@@ -269,12 +281,24 @@ def document(verdicts: Sequence[Verdict]) -> str:
     working = [verdict.family for verdict in verdicts if verdict.status == "works"]
     lines = [HEADER.format(version=transformers.__version__)]
     lines += [f"## Works ({len(working)})", "", ", ".join(f"`{family}`" for family in working), ""]
+    lines += [batching_paragraph(verdicts), ""]
     for status, title in (("refused", "Refused"), ("not tried", "Not tried: no tiny model of it runs")):
         rows = [verdict for verdict in verdicts if verdict.status == status]
         lines += [f"## {title} ({len(rows)})", "", "| family | reason |", "| --- | --- |"]
         lines += [f"| `{row.family}` | {row.reason.replace('|', '/')} |" for row in rows]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def batching_paragraph(verdicts: Sequence[Verdict]) -> str:
+    def named(batching: Layout | None) -> str:
+        working = [verdict for verdict in verdicts if verdict.status == "works"]
+        return ", ".join(f"`{verdict.family}`" for verdict in working if verdict.batching == batching) or "none"
+
+    return (
+        "Decode steps of several sessions are one forward pass for nearly all of them. Keys and values are copied side "
+        f"by side for it in: {named('padded')}. One session at a time, as a batch would not be exact: {named(None)}."
+    )
 
 
 def read_document(path: Path) -> tuple[str, dict[str, Status]]:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from geopetals.cli import options
-from geopetals.errors import UnsupportedInput
+from geopetals.errors import NetworkError, UnsupportedInput
 
 HELP = "serve some blocks of a model to a swarm"
 
@@ -36,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=options.port, default=0, help="TCP port (default: a free one)")
     parser.add_argument("--public-ip", metavar="IP", help="address to announce, where --host is not what others see")
     parser.add_argument("--name", "--public_name", help="name to show to others")
+    parser.add_argument(
+        "--metrics-port",
+        type=options.port,
+        metavar="PORT",
+        help="serve Prometheus metrics on http://127.0.0.1:PORT/metrics (default: do not)",
+    )
     parser.add_argument(
         "--identity", type=Path, metavar="FILE", help="key that keeps this server's peer id; made if absent"
     )
@@ -96,4 +102,17 @@ def run(args: argparse.Namespace) -> int:
         memory_bytes=args.memory,
         kv_cache_tokens=args.kv_cache_tokens,
     )
+    if args.metrics_port is not None:
+        _serve_metrics(args.metrics_port)
     return serve_until_signal(config, args.model or model)
+
+
+def _serve_metrics(port: int) -> None:
+    from geopetals import metrics
+
+    try:
+        metrics.serve(port)
+    except OSError as error:
+        raise NetworkError(
+            f"cannot listen on port {port} ({error.strerror}): choose another --metrics-port."
+        ) from error

@@ -1,56 +1,66 @@
-"""The client's end of one server's rpc_inference stream, and of its rpc_forward and rpc_backward."""
+"""The client's end of one server's rpc_inference stream: control of its session, and what is not pushed."""
 
 import asyncio
-import uuid
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from hivemind.p2p import P2P, PeerID
-from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure, DispatchFailure, P2PDaemonError, P2PHandlerError
+from hivemind.p2p import P2P
 from hivemind.proto import runtime_pb2
-from hivemind.utils.streaming import combine_from_streaming, split_for_streaming
 
+from geopetals.client.connection import UNREACHABLE, open_stream
+from geopetals.client.dialect import Dialect, PetalsDialect, RingDialect
 from geopetals.client.routing import Hop
-from geopetals.errors import ServerRefused
+from geopetals.errors import ServerBroken, SwarmFailure
+from geopetals.swarm.heartbeat import CLIENT_BEAT_S, SERVER_SILENCE_S, Every, Silence
 from geopetals.swarm.records import block_uids
-from geopetals.swarm.stack import CHAIN_DELIMITER, DUMMY, DUMMY_INT64, pack_args_kwargs
+from geopetals.swarm.ring_messages import KEY, Beat, Link, Opening, Step, read_link, version_of
+from geopetals.swarm.stack import CHAIN_DELIMITER
 from geopetals.swarm.wire import (
-    HANDLER,
-    UNARY_LIMIT_BYTES,
     WireError,
     deserialize,
     end_of_stream,
-    error_from_text,
     frame,
     gone,
     read_message,
-    serialize,
+    read_metadata,
     short_peer,
     write_metadata,
 )
 
-_PART_BYTES = 2**20
-_UNREACHABLE = (ControlFailure, DispatchFailure, P2PDaemonError, ConnectionError, asyncio.IncompleteReadError)
+_OPENING_SILENCE_S = 3.0
+"""A server that sends heartbeats sends the first at once."""
+_PING = frame(runtime_pb2.ExpertRequest(metadata=write_metadata({"beat": []})))
+
+
+class Listener(Protocol):
+    """Who is told what a hop says. Calls come from the event loop and must not wait."""
+
+    def on_output(self, source: "HopSession", step: Step, hidden: torch.Tensor) -> None: ...
+
+    def on_link(self, source: "HopSession", link: Link, why: str) -> None: ...
+
+    def on_failure(self, source: "HopSession", error: SwarmFailure) -> None: ...
 
 
 class HopSession:
-    """A session on one server. Any error leaves it unusable; `close()` frees the server's cache."""
+    """A session on one server. Any error leaves it unusable; `close()` frees the server's cache.
+
+    `has_heartbeats` tells servers of GeoPETALS from stock ones, `beat` is what the last heartbeat said, `frames` how
+    many messages came.
+    """
 
     def __init__(
-        self,
-        hop: Hop,
-        uid: str,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        *,
-        request_timeout_s: float,
+        self, hop: Hop, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dialect: PetalsDialect
     ) -> None:
         self.hop = hop
-        self.session_id = uuid.uuid4().hex
-        self._uid = uid
+        self.has_heartbeats = False
+        self.beat = Beat()
+        self.frames = 0
+        self.silence = Silence(SERVER_SILENCE_S)
         self._reader, self._writer = reader, writer
-        self._request_timeout_s = request_timeout_s
+        self._dialect: Dialect = dialect
+        self._ping_due = Every(CLIENT_BEAT_S)
+        self._listening: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(
@@ -58,25 +68,28 @@ class HopSession:
         p2p: P2P,
         hop: Hop,
         swarm: str,
+        opening: Opening,
         *,
+        session_id: str,
         batch: int,
         hidden_size: int,
         max_length: int,
         connect_timeout_s: float,
-        request_timeout_s: float,
         alloc_timeout_s: float,
     ) -> "HopSession":
         """Open a stream and reserve `max_length` tokens for each of `batch` sequences.
 
         Raises ServerGone, ServerFull or ServerRefused.
         """
-        reader, writer = await _open_stream(p2p, hop.peer_id, "rpc_inference", connect_timeout_s)
-        uid = CHAIN_DELIMITER.join(block_uids(swarm, hop.start, hop.end))
-        session = cls(hop, uid, reader, writer, request_timeout_s=request_timeout_s)
+        reader, writer = await open_stream(p2p, hop.peer_id, "rpc_inference", connect_timeout_s)
+        dialect = PetalsDialect(CHAIN_DELIMITER.join(block_uids(swarm, hop.start, hop.end)), session_id)
+        session = cls(hop, reader, writer, dialect)
+        nothing = torch.empty(batch, 0, hidden_size)  # PETALS: no tokens means only to reserve the cache
+        metadata = {"max_length": max_length, "alloc_timeout": alloc_timeout_s, KEY: opening.to_dict()}
         try:
+            writer.write(frame(dialect.words(nothing, metadata=metadata)))
             async with asyncio.timeout(connect_timeout_s + alloc_timeout_s):
-                nothing = torch.empty(batch, 0, hidden_size)  # PETALS: no tokens means only to reserve the cache
-                await session._exchange(nothing, None, {"max_length": max_length, "alloc_timeout": alloc_timeout_s})
+                await session._wait_open(_OPENING_SILENCE_S if hop.protocol else None)
         except TimeoutError as error:
             session.abort()
             raise gone(hop.peer_id, "no answer to the opening of a session") from error
@@ -85,50 +98,47 @@ class HopSession:
             raise
         return session
 
-    async def step(
-        self, hidden: torch.Tensor, hypo_ids: torch.Tensor | None, prompts: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Hidden states [batch, tokens, hidden] after this hop's blocks.
+    async def _wait_open(self, silence_s: float | None) -> None:
+        """Until the server has reserved the cache; it says from the first moment on that it is there."""
+        metadata: dict[str, Any] = {"beat": []}
+        while "beat" in metadata:
+            async with asyncio.timeout(silence_s):
+                metadata, _ = await self._receive()
+        if version_of(metadata):
+            self.has_heartbeats = True
+            self._dialect = RingDialect()
+
+    def listen(self, listener: Listener) -> None:
+        """Tell the listener what comes, until the hop fails or is closed."""
+        self._listening = asyncio.create_task(self._listen(listener))
+
+    def post(
+        self, step: Step, hidden: torch.Tensor, hypo_ids: torch.Tensor | None, prompts: torch.Tensor | None
+    ) -> None:
+        """Send a step: hidden states [batch, tokens, hidden] for this hop's blocks.
 
         `prompts` [blocks of the hop, batch or 1, prefix, hidden] are added to the first positions of each block's
         input.
         """
-        try:
-            async with asyncio.timeout(self._request_timeout_s):
-                output = await self._exchange(hidden, hypo_ids, {}, prompts)
-        except TimeoutError as error:
-            raise gone(self.hop.peer_id, f"no answer within {self._request_timeout_s:.0f} s") from error
-        if output.shape != hidden.shape:
-            raise ServerRefused(
-                f"server {short_peer(self.hop.peer_id)} answered with the shape {tuple(output.shape)} "
-                f"to {tuple(hidden.shape)}."
-            )
-        return output
+        if not self._writer.is_closing():
+            self._writer.write(frame(self._dialect.request(step, hidden, hypo_ids, prompts)))
 
-    async def _exchange(
-        self,
-        hidden: torch.Tensor,
-        hypo_ids: torch.Tensor | None,
-        metadata: dict[str, Any],
-        prompts: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        arguments = (hidden, DUMMY if prompts is None else prompts, DUMMY_INT64 if hypo_ids is None else hypo_ids)
-        tensors, structure = pack_args_kwargs(*arguments)
-        more = {"session_id": self.session_id, "step_id": uuid.uuid4().hex, "args_structure": structure, **metadata}
-        request = runtime_pb2.ExpertRequest(
-            uid=self._uid, tensors=[serialize(tensor) for tensor in tensors], metadata=write_metadata(more)
-        )
+    async def drain(self) -> None:
+        """Wait until the connection takes more. Raises ServerGone."""
         try:
-            self._writer.write(frame(request))
             await self._writer.drain()
-            response = await read_message(self._reader, runtime_pb2.ExpertResponse, peer=self.hop.peer_id)
-            if response is None or not response.tensors:
-                raise gone(self.hop.peer_id, "it ended the session")
-            return deserialize(response.tensors[0])
-        except _UNREACHABLE as error:
+        except UNREACHABLE as error:
             raise gone(self.hop.peer_id, "the connection was lost") from error
-        except WireError as error:
-            raise ServerRefused(f"server {short_peer(self.hop.peer_id)} sent what is no answer: {error}") from error
+
+    def tick(self, seconds: float) -> SwarmFailure | None:
+        """Show that this client is there. Returns an error once the server has been silent for too long."""
+        if not self.has_heartbeats:
+            return None
+        if self._ping_due.is_due(seconds) and not self._writer.is_closing():
+            self._writer.write(_PING)
+        if self.silence.lasts(seconds):
+            return gone(self.hop.peer_id, f"nothing was heard of it for {self.silence.limit_s:.1f} s")
+        return None
 
     async def close(self) -> None:
         """Tell the server that the session is over, as PETALS' clients do."""
@@ -142,144 +152,34 @@ class HopSession:
 
     def abort(self) -> None:
         """Drop the connection; the server frees the cache when it notices."""
+        if self._listening is not None:
+            self._listening.cancel()
         self._writer.close()
 
+    async def _listen(self, listener: Listener) -> None:
+        try:
+            while True:
+                metadata, hidden = await self._receive()
+                if hidden is not None:
+                    listener.on_output(self, self._dialect.answered(metadata), hidden)
+                elif (beat := Beat.read(metadata)) is not None:
+                    self.beat = beat
+                elif (report := read_link(metadata)) is not None:
+                    listener.on_link(self, *report)
+        except WireError as error:
+            text = f"server {short_peer(self.hop.peer_id)} sent what is no answer: {error}"
+            listener.on_failure(self, ServerBroken(text))
+        except SwarmFailure as error:
+            listener.on_failure(self, error)
 
-async def _open_stream(
-    p2p: P2P, peer_id: str, method: str, timeout_s: float
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    try:
-        async with asyncio.timeout(timeout_s):
-            _, reader, writer = await p2p.call_binary_stream_handler(PeerID.from_base58(peer_id), f"{HANDLER}.{method}")
-    except TimeoutError as error:
-        raise gone(peer_id, f"no connection within {timeout_s:.0f} s") from error
-    except _UNREACHABLE as error:
-        raise gone(peer_id, "no connection") from error
-    return reader, writer
-
-
-async def call_forward(
-    p2p: P2P,
-    hop: Hop,
-    swarm: str,
-    hidden: torch.Tensor,
-    prompts: torch.Tensor | None = None,
-    *,
-    connect_timeout_s: float,
-    request_timeout_s: float,
-) -> torch.Tensor:
-    """rpc_forward on one server: hidden states [batch, tokens, hidden] after its blocks, nothing cached.
-
-    `prompts` as in HopSession.step. Raises ServerGone, ServerFull or ServerRefused.
-    """
-    arguments = (hidden, DUMMY if prompts is None else prompts)
-    answer = await _call(p2p, hop, swarm, "rpc_forward", arguments, connect_timeout_s, request_timeout_s)
-    if len(answer) != 1 or answer[0].shape != hidden.shape:
-        raise gone(hop.peer_id, "it answered a forward pass with another shape")
-    return answer[0]
-
-
-async def call_backward(
-    p2p: P2P,
-    hop: Hop,
-    swarm: str,
-    hidden: torch.Tensor,
-    grad_output: torch.Tensor,
-    prompts: torch.Tensor | None = None,
-    *,
-    connect_timeout_s: float,
-    request_timeout_s: float,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """rpc_backward on one server: gradients with respect to `hidden`, which it is given, and to `prompts`.
-
-    Both have the shape of what they belong to. Raises ServerGone, ServerFull or ServerRefused.
-    """
-    arguments = (hidden, grad_output, DUMMY if prompts is None else prompts)
-    answer = await _call(p2p, hop, swarm, "rpc_backward", arguments, connect_timeout_s, request_timeout_s)
-    if len(answer) != (1 if prompts is None else 2) or answer[0].shape != hidden.shape:
-        raise gone(hop.peer_id, "it answered a backward pass with other shapes")
-    if prompts is None:
-        return answer[0], None
-    grad_prompts = answer[1]
-    if grad_prompts.ndim == 4 and prompts.shape[1] == 1 < grad_prompts.shape[1] == hidden.shape[0]:
-        grad_prompts = grad_prompts.sum(dim=1, keepdim=True)  # stock servers answer for each row
-    if grad_prompts.shape != prompts.shape:
-        raise gone(hop.peer_id, "it answered a backward pass with other shapes")
-    return answer[0], grad_prompts
-
-
-async def _call(
-    p2p: P2P,
-    hop: Hop,
-    swarm: str,
-    method: str,
-    arguments: tuple[torch.Tensor, ...],
-    connect_timeout_s: float,
-    request_timeout_s: float,
-) -> list[torch.Tensor]:
-    """One request: unary where it is small enough, in parts on a stream otherwise."""
-    tensors, structure = pack_args_kwargs(*arguments)
-    request = runtime_pb2.ExpertRequest(
-        uid=CHAIN_DELIMITER.join(block_uids(swarm, hop.start, hop.end)),
-        tensors=[serialize(tensor) for tensor in tensors],
-        metadata=write_metadata({"args_structure": structure}),
-    )
-    try:
-        async with asyncio.timeout(request_timeout_s):
-            if request.ByteSize() <= UNARY_LIMIT_BYTES:
-                answer = await _call_unary(p2p, hop.peer_id, method, request)
-            else:
-                answer = await _call_stream(p2p, hop.peer_id, f"{method}_stream", request, connect_timeout_s)
-        return [deserialize(tensor) for tensor in answer]
-    except TimeoutError as error:
-        raise gone(hop.peer_id, f"no answer within {request_timeout_s:.0f} s") from error
-    except WireError as error:
-        raise gone(hop.peer_id, f"it sent what is no answer: {error}") from error
-
-
-async def _call_unary(
-    p2p: P2P, peer_id: str, method: str, request: runtime_pb2.ExpertRequest
-) -> Sequence[runtime_pb2.Tensor]:
-    try:
-        response = await p2p.call_protobuf_handler(
-            PeerID.from_base58(peer_id), f"{HANDLER}.{method}", request, runtime_pb2.ExpertResponse
-        )
-    except P2PHandlerError as error:
-        raise error_from_text(str(error), peer_id) from error
-    except _UNREACHABLE as error:
-        raise gone(peer_id, "no connection") from error
-    tensors: Sequence[runtime_pb2.Tensor] = response.tensors
-    return tensors
-
-
-async def _call_stream(
-    p2p: P2P, peer_id: str, method: str, request: runtime_pb2.ExpertRequest, connect_timeout_s: float
-) -> Sequence[runtime_pb2.Tensor]:
-    """A call whose tensors travel in parts; the end of the stream ends the answer."""
-    reader, writer = await _open_stream(p2p, peer_id, method, connect_timeout_s)
-    parts: list[list[runtime_pb2.Tensor]] = []
-    try:
-        for tensor in request.tensors:
-            for part in split_for_streaming(tensor, _PART_BYTES):
-                message = runtime_pb2.ExpertRequest(uid=request.uid, metadata=request.metadata, tensors=[part])
-                writer.write(frame(message))
-                await writer.drain()
-        writer.write(end_of_stream())
-        while True:
-            try:
-                response = await read_message(reader, runtime_pb2.ExpertResponse, peer=peer_id)
-            except asyncio.IncompleteReadError as end:
-                if end.partial or not parts:
-                    raise
-                break
-            if response is None:
-                break
-            for part in response.tensors:
-                if part.dtype or not parts:
-                    parts.append([])
-                parts[-1].append(part)
-    except _UNREACHABLE as error:
-        raise gone(peer_id, "the connection was lost") from error
-    finally:
-        writer.close()
-    return [combine_from_streaming(tensor_parts) for tensor_parts in parts]
+    async def _receive(self) -> tuple[dict[str, Any], torch.Tensor | None]:
+        try:
+            response = await read_message(self._reader, runtime_pb2.ExpertResponse, peer=self.hop.peer_id)
+        except UNREACHABLE as error:
+            raise gone(self.hop.peer_id, "the connection was lost") from error
+        if response is None:
+            raise gone(self.hop.peer_id, "it ended the session")
+        self.frames += 1
+        self.silence.heard()
+        hidden = deserialize(response.tensors[0]) if response.tensors else None
+        return read_metadata(response.metadata), hidden

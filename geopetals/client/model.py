@@ -82,6 +82,7 @@ class DistributedModel(PreTrainedModel, GenerationMixin):
 
     _swarm: SwarmClient
     _active: ContextVar[AnySession | None]
+    _generating: ContextVar[bool]
     _finalizer: Any
 
     @property
@@ -183,7 +184,11 @@ class DistributedModel(PreTrainedModel, GenerationMixin):
 
     def _local_generate(self, *args: Any, **kwargs: Any) -> Any:
         parent: Any = super()
-        return parent.generate(*args, **kwargs)
+        token = self._generating.set(True)
+        try:
+            return parent.generate(*args, **kwargs)
+        finally:
+            self._generating.reset(token)
 
     def _refuse_unsupported(self, kwargs: dict[str, Any]) -> None:
         config = kwargs.get("generation_config") or self.generation_config
@@ -227,7 +232,12 @@ class DistributedModel(PreTrainedModel, GenerationMixin):
                 "gradients do not pass through an inference session: train outside of it, or use torch.no_grad()."
             )
         order = session.cache.take_hypo_ids()
-        return session.step(hidden, order, deep_prompts(self) if session.position == 0 else None)
+        prompts = deep_prompts(self) if session.position == 0 else None
+        if not (self._generating.get() and hidden.shape[1] > 1):
+            return session.step(hidden, order, prompts)
+        output = torch.zeros_like(hidden)  # generate() looks at the last position alone
+        output[:, -1:] = session.step(hidden, order, prompts, last_only=True)
+        return output
 
     def _cache_arguments(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Make forward() use the active session's cache, or none; a cache of another kind would be silently empty."""
@@ -289,6 +299,7 @@ def connect_model(loaded: PreTrainedModel, swarm: SwarmClient, stack: RemoteStac
     model = cast(Kind, loaded)
     model._swarm = swarm
     model._active = ContextVar("geopetals_session", default=None)
+    model._generating = ContextVar("geopetals_generating", default=False)
     model._finalizer = weakref.finalize(model, swarm.close)
     weak = weakref.ref(model)
 

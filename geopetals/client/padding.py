@@ -60,7 +60,12 @@ class PaddedSession:
         return self._sessions[0].route
 
     def step(
-        self, hidden: torch.Tensor, hypo_ids: torch.Tensor | None = None, prompts: torch.Tensor | None = None
+        self,
+        hidden: torch.Tensor,
+        hypo_ids: torch.Tensor | None = None,
+        prompts: torch.Tensor | None = None,
+        *,
+        last_only: bool = False,
     ) -> torch.Tensor:
         """As InferenceSession.step(); hidden states of padding come back as zeros."""
         if prompts is not None:
@@ -69,7 +74,7 @@ class PaddedSession:
             self._assign_rows(hidden.shape[0])
         inputs = hidden.detach().cpu()
         ids = None if hypo_ids is None else hypo_ids.cpu()
-        output = self._swarm.run(self._step_async(inputs, ids))
+        output = self._swarm.run(self._step_async(inputs, ids, last_only))
         self._position += hidden.shape[1]
         return output.to(device=hidden.device, dtype=hidden.dtype)
 
@@ -92,13 +97,13 @@ class PaddedSession:
         padding = self._prompt_padding.repeat_interleave(expansion)
         self._rows = [(padding == length).nonzero().flatten() for length in self._padding]
 
-    async def _step_async(self, inputs: torch.Tensor, hypo_ids: torch.Tensor | None) -> torch.Tensor:
-        output = torch.zeros_like(inputs)
+    async def _step_async(self, inputs: torch.Tensor, hypo_ids: torch.Tensor | None, last_only: bool) -> torch.Tensor:
+        output = torch.zeros_like(inputs[:, -1:] if last_only else inputs)
         works = []
         for session, rows, length in zip(self._sessions, self._rows, self._padding, strict=True):
             skipped = min(max(length - self._position, 0), inputs.shape[1])
             ids = None if hypo_ids is None else _within(rows, hypo_ids)
-            works.append((rows, skipped, session.step_async(inputs[rows, skipped:], ids)))
+            works.append((rows, skipped, session.step_async(inputs[rows, skipped:], ids, last_only=last_only)))
         tasks = [asyncio.create_task(work) for _, _, work in works]
         try:
             results = await asyncio.gather(*tasks)
@@ -107,7 +112,7 @@ class PaddedSession:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         for (rows, skipped, _), result in zip(works, results, strict=True):
-            output[rows, skipped:] = result
+            output[rows, 0 if last_only else skipped :] = result
         return output
 
 

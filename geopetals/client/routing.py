@@ -6,13 +6,17 @@ server may be entered at any of its blocks and is left at its end.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from geopetals.errors import NoChain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A server that answers: its blocks [start, end), round trip, time per block and token, price for avoiding it."""
+    """A server that answers: its blocks [start, end), round trip, time per block and token, price for avoiding it.
+
+    `protocol` as in its record.
+    """
 
     peer_id: str
     start: int
@@ -20,6 +24,7 @@ class Candidate:
     rtt_s: float
     block_s: float
     penalty_s: float = 0.0
+    protocol: int = 0
 
     def cost_s(self, blocks: int) -> float:
         return self.rtt_s + self.penalty_s + self.block_s * blocks
@@ -27,11 +32,19 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hop:
-    """One server of a chain and the blocks [start, end) it computes for the session."""
+    """One server of a chain and the blocks [start, end) it computes for the session.
+
+    `protocol` as in its record. In the route of a session `mode` is how the hop's output leaves it: "push" to the next
+    server, "relay" to the client who sends it on, or "answer" where it is what the client waits for. `why` says why it
+    is relayed.
+    """
 
     peer_id: str
     start: int
     end: int
+    protocol: int = 0
+    mode: Literal["push", "relay", "answer"] | None = None
+    why: str = ""
 
 
 def shortest_chain(candidates: Sequence[Candidate], num_blocks: int) -> tuple[Hop, ...]:
@@ -50,7 +63,7 @@ def shortest_chain(candidates: Sequence[Candidate], num_blocks: int) -> tuple[Ho
     while block < num_blocks:
         server = choice[block]
         assert server is not None
-        hops.append(Hop(peer_id=server.peer_id, start=block, end=server.end))
+        hops.append(Hop(peer_id=server.peer_id, start=block, end=server.end, protocol=server.protocol))
         block = server.end
     return tuple(hops)
 

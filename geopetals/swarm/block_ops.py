@@ -1,5 +1,5 @@
-"""What a block server computes: one decode or prefill step, a forward pass, a backward pass. Runs in the compute
-thread.
+"""What a block server computes: one decode or prefill step, a forward pass, a backward pass; in the compute thread,
+but for reading what a peer sent.
 
 Arguments come from peers in PETALS' packing: hidden states [batch, tokens, hidden], then optional deep prompts
 [blocks, batch or 1, prefix, hidden] that are added to the first positions of each block's input, then beam indices
@@ -16,7 +16,9 @@ from hivemind.proto import runtime_pb2
 from geopetals.swarm.kv_cache import SessionKV
 from geopetals.swarm.stack import is_dummy, unpack_args_kwargs
 from geopetals.swarm.stage import Stage
-from geopetals.swarm.wire import MAX_BATCH, WireError, deserialize
+from geopetals.swarm.wire import MAX_BATCH, WireError, deserialize, is_finite
+
+_MAX_TENSORS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,8 @@ class StepInput:
 
 def unpack(tensors: Sequence[runtime_pb2.Tensor], structure: Any) -> list[torch.Tensor]:
     """The tensors of a request in the order of PETALS' arguments."""
+    if len(tensors) > _MAX_TENSORS:
+        raise WireError(f"a request has at most {_MAX_TENSORS} tensors, got {len(tensors)}")
     flat = tuple(deserialize(tensor) for tensor in tensors)
     if structure is None:
         return list(flat)
@@ -56,13 +60,13 @@ def read_step(tensors: Sequence[runtime_pb2.Tensor], structure: Any, stage: Stag
 
 
 def check_hidden(hidden: torch.Tensor | None, stage: Stage) -> torch.Tensor:
-    """Hidden states on the stage's device and in its dtype, or WireError."""
+    """Hidden states in the stage's dtype, or WireError. Nothing is put on its device here: that waits for its work."""
     if hidden is None or hidden.ndim != 3 or hidden.shape[2] != stage.hidden_size or not hidden.is_floating_point():
         shape = None if hidden is None else tuple(hidden.shape)
         raise WireError(f"hidden states must be floats of shape [batch, tokens, {stage.hidden_size}], got {shape}")
     if not 1 <= hidden.shape[0] <= MAX_BATCH:
         raise WireError(f"a batch has 1 to {MAX_BATCH} sequences, got {hidden.shape[0]}")
-    return hidden.to(device=stage.device, dtype=stage.dtype)
+    return _finite(hidden.to(stage.dtype), "hidden states")
 
 
 def check_prompts(prompts: torch.Tensor | None, hidden: torch.Tensor, span: range, stage: Stage) -> torch.Tensor | None:
@@ -74,20 +78,22 @@ def check_prompts(prompts: torch.Tensor | None, hidden: torch.Tensor, span: rang
         raise WireError("deep prompts do not fit the batch or the length of the hidden states")
     if prompts.shape[3] != stage.hidden_size:
         raise WireError(f"deep prompts must be of hidden size {stage.hidden_size}, got {prompts.shape[3]}")
-    return prompts.to(device=stage.device, dtype=stage.dtype)
+    return _finite(prompts.to(stage.dtype), "deep prompts")
+
+
+def _finite(tensor: torch.Tensor, what: str) -> torch.Tensor:
+    """Refused rather than computed on: what is not finite here is somebody's mistake, and no client could use it."""
+    if not is_finite(tensor):
+        raise WireError(f"the {what} are not finite in this server's {str(tensor.dtype).removeprefix('torch.')}")
+    return tensor
 
 
 def infer(stage: Stage, span: range, kv: SessionKV, step: StepInput) -> torch.Tensor:
     """One step of a session; its keys and values are appended to `kv`."""
-    if kv.length + step.hidden.shape[1] > kv.max_length:
-        raise WireError(
-            f"the session holds {kv.length} tokens of at most {kv.max_length}: {step.hidden.shape[1]} more do not fit"
-        )
-    if step.hidden.shape[0] != kv.batch:
-        raise WireError(f"the session was opened for a batch of {kv.batch}, got {step.hidden.shape[0]}")
+    check_room(kv, step)
     with torch.inference_mode():
         if step.hypo_ids is not None:
-            kv.reorder(step.hypo_ids.to(stage.device))
+            kv.reorder(step.hypo_ids)
         if step.hidden.shape[1] == 0:
             return step.hidden
         if step.prompts is None:
@@ -95,23 +101,48 @@ def infer(stage: Stage, span: range, kv: SessionKV, step: StepInput) -> torch.Te
         return _infer_with_prompts(stage, span, kv, step.hidden, step.prompts)
 
 
+def infer_together(stage: Stage, span: range, steps: Sequence[tuple[SessionKV, StepInput]]) -> tuple[torch.Tensor, ...]:
+    """Steps of one token, without prompts and hypo_ids, of several sessions: what each would give alone.
+
+    If it raises, the caches hold what they held.
+    """
+    for kv, step in steps:
+        check_room(kv, step)
+    hidden = torch.cat([step.hidden for _, step in steps])
+    with torch.inference_mode():
+        out = stage.decode(hidden, span.start, span.stop, [kv for kv, _ in steps])
+    return tuple(out.split([kv.batch for kv, _ in steps]))
+
+
+def check_room(kv: SessionKV, step: StepInput) -> None:
+    if kv.length + step.hidden.shape[1] > kv.max_length:
+        raise WireError(
+            f"the session holds {kv.length} tokens of at most {kv.max_length}: {step.hidden.shape[1]} more do not fit"
+        )
+    if step.hidden.shape[0] != kv.batch:
+        raise WireError(f"the session was opened for a batch of {kv.batch}, got {step.hidden.shape[0]}")
+
+
 def _infer_with_prompts(
     stage: Stage, span: range, kv: SessionKV, hidden: torch.Tensor, prompts: torch.Tensor
 ) -> torch.Tensor:
-    before = kv.length
+    before, home = kv.length, hidden.device
+    hidden, prompts = hidden.to(stage.device), prompts.to(stage.device)
     for block, prompt in zip(span, prompts, strict=True):
         kv.length = before
         hidden = stage.run(_add_prompt(hidden, prompt), block, block + 1, kv=kv)
-    return hidden
+    return hidden.to(home)
 
 
 def forward(stage: Stage, span: range, hidden: torch.Tensor, prompts: torch.Tensor | None) -> torch.Tensor:
     """Hidden states after the span, without a cache."""
     if prompts is None:
         return stage.run(hidden, span.start, span.stop)
+    home = hidden.device
+    hidden, prompts = hidden.to(stage.device), prompts.to(stage.device)
     for block, prompt in zip(span, prompts, strict=True):
         hidden = stage.run(_add_prompt(hidden, prompt), block, block + 1)
-    return hidden
+    return hidden.to(home)
 
 
 def backward(

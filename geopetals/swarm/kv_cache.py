@@ -60,6 +60,7 @@ class SessionKV:
         self.start = start
         self.end = start + len(shapes)
         self.batch = batch
+        self.device = device
         self.max_length = max_length
         self.length = 0
         needed = sum(shape.bytes_per_token(dtype) * shape.slots(max_length) for shape in shapes) * batch
@@ -77,6 +78,22 @@ class SessionKV:
     @property
     def memory_bytes(self) -> int:
         return sum(layer.k.nbytes + layer.v.nbytes for layer in self._held)
+
+    def grow(self, max_length: int) -> None:
+        """Make room for `max_length` tokens in all. Raises MemoryShortage; the cache then holds what it held.
+
+        What is held is copied block by block: for a moment one block's cache is there twice.
+        """
+        if max_length <= self.max_length:
+            return
+        try:
+            for layer in self._held:
+                layer.grow(max_length)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            raise MemoryShortage(
+                f"an attention cache of {max_length} tokens does not fit on {self.device}; ask for fewer tokens."
+            ) from error
+        self.max_length = max_length
 
     @torch.inference_mode()
     def reorder(self, hypo_ids: Tensor) -> None:
@@ -108,12 +125,12 @@ class _SessionLayer(CacheLayerMixin):
     def __init__(self, session: SessionKV, window: int | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._session = session
-        self._window = window
+        self.window = window
         self.is_sliding = window is not None
         self.is_initialized = True
 
     def _first_seen(self) -> int:
-        return 0 if self._window is None else max(self._session.length - self._window + 1, 0)
+        return 0 if self.window is None else max(self._session.length - self.window + 1, 0)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         first = self._first_seen()
@@ -147,6 +164,7 @@ class _HeldLayer(_SessionLayer):
     def __init__(self, session: SessionKV, shape: LayerShape, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(session, shape.window)
         self.first_held = 0
+        self._shape = shape
         self._slots = shape.slots(session.max_length)
         self.k = torch.empty(session.batch, shape.key_heads, self._slots, shape.key_dim, dtype=dtype, device=device)
         self.v = torch.empty(session.batch, shape.value_heads, self._slots, shape.value_dim, dtype=dtype, device=device)
@@ -167,7 +185,17 @@ class _HeldLayer(_SessionLayer):
 
     def least_length(self) -> int:
         """The shortest past, but for none at all, that a step could follow with what is held."""
-        return 0 if self._window is None or self.first_held == 0 else self.first_held + self._window - 1
+        return 0 if self.window is None or self.first_held == 0 else self.first_held + self.window - 1
+
+    def grow(self, max_length: int) -> None:
+        slots = self._shape.slots(max_length)
+        if slots > self.k.shape[2]:
+            held = self._session.length - self.first_held
+            larger = [tensor.new_empty(*tensor.shape[:2], slots, tensor.shape[3]) for tensor in (self.k, self.v)]
+            for target, tensor in zip(larger, (self.k, self.v), strict=True):
+                target[:, :, :held] = tensor[:, :, :held]
+            self.k, self.v = larger
+        self._slots = slots
 
     def _move(self, first: int, past: int, tokens: int) -> None:
         """Put [first, past) to the front, where `tokens` more fit behind. Nothing changes if memory is short.

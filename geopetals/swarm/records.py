@@ -18,6 +18,7 @@ from hivemind.utils.timed_storage import get_dht_time
 import geopetals
 from geopetals.errors import SwarmMismatch
 from geopetals.swarm.identity import ModelIdentity
+from geopetals.swarm.ring_messages import VERSION
 from geopetals.swarm.stack import UID_DELIMITER, ModelInfo, ServerInfo, ServerState
 from geopetals.swarm.wire import short_peer
 
@@ -36,7 +37,8 @@ class ServerRecord:
 
     `inference_rps` is decode tokens per second through one block, `throughput` prompt tokens per second through all of
     its blocks (PETALS' conventions), `cache_tokens_left` how many more tokens fit into the cache of each block.
-    `block_hashes` maps blocks to the sha256 of their weights.
+    `block_hashes` maps blocks to the sha256 of their weights. `protocol` is the version of our extension of PETALS'
+    sessions that it speaks, 0 for stock servers.
     """
 
     peer_id: str
@@ -50,6 +52,7 @@ class ServerRecord:
     cache_tokens_left: int | None = None
     identity: ModelIdentity | None = None
     block_hashes: Mapping[int, str] = field(default_factory=dict)
+    protocol: int = 0
 
     @property
     def is_online(self) -> bool:
@@ -73,7 +76,7 @@ async def announce(
     state, throughput, extra = info.to_tuple()
     values = []
     for block in range(info.start_block, info.end_block):
-        additions = {"version": geopetals.__version__, "identity": identity.to_dict()}
+        additions = {"version": geopetals.__version__, "protocol": VERSION, "identity": identity.to_dict()}
         if block in block_hashes:
             additions["weights_sha256"] = block_hashes[block]
         values.append((state, throughput, {**extra, _ADDITIONS: additions}))
@@ -171,6 +174,7 @@ def _merge(peer_id: str, entries: list[tuple[int, ServerInfo, dict[str, Any]]], 
         cache_tokens_left=None if info.cache_tokens_left is None else info.cache_tokens_left // (2 * (end - start)),
         identity=_identity(additions),
         block_hashes=hashes,
+        protocol=_protocol(additions),
     )
 
 
@@ -179,6 +183,11 @@ def _identity(additions: dict[str, Any]) -> ModelIdentity | None:
         return ModelIdentity.from_dict(additions["identity"])
     except (KeyError, SwarmMismatch):
         return None
+
+
+def _protocol(additions: dict[str, Any]) -> int:
+    protocol = additions.get("protocol")
+    return protocol if type(protocol) is int and protocol > 0 else 0
 
 
 def check_same_model(identity: ModelIdentity, servers: list[ServerRecord]) -> list[ServerRecord]:

@@ -9,8 +9,9 @@ from typing import Any
 from hivemind.proto import runtime_pb2
 
 from geopetals.swarm import block_ops
-from geopetals.swarm.compute import ComputeThread
 from geopetals.swarm.kv_cache import SessionKV
+from geopetals.swarm.ring_messages import Opening
+from geopetals.swarm.scheduler import Scheduler
 from geopetals.swarm.stage import Stage
 from geopetals.swarm.wire import (
     MAX_BATCH,
@@ -24,11 +25,12 @@ from geopetals.swarm.wire import (
 
 MAX_ALLOC_TIMEOUT_S = 600.0
 _REMEMBERED_STEPS = 64
+_MAX_NAME, _MAX_STEP_ID_BYTES = 200, 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRequest:
-    """What the first message of a stream asks for, checked."""
+    """What the first message of a stream asks for, checked. `opening` is None for clients that speak PETALS alone."""
 
     span: range
     batch: int
@@ -36,6 +38,7 @@ class SessionRequest:
     session_id: str | None
     alloc_timeout_s: float
     args_structure: Any
+    opening: Opening | None = None
 
     @property
     def block_tokens(self) -> int:
@@ -61,8 +64,8 @@ def read_session_request(
     if not 1 <= batch <= MAX_BATCH:
         raise WireError(f"a batch has 1 to {MAX_BATCH} sequences, got {batch}")
     session_id, wait = metadata.get("session_id"), metadata.get("alloc_timeout", 0.0)
-    if session_id is not None and not isinstance(session_id, str):
-        raise WireError("session_id must be a string")
+    if session_id is not None and not (isinstance(session_id, str) and len(session_id) <= _MAX_NAME):
+        raise WireError(f"session_id must be a string of at most {_MAX_NAME} characters")
     if not isinstance(wait, int | float) or not 0 <= wait <= MAX_ALLOC_TIMEOUT_S:
         raise WireError(f"alloc_timeout must be 0 to {MAX_ALLOC_TIMEOUT_S:.0f} seconds")
     return SessionRequest(
@@ -72,11 +75,14 @@ def read_session_request(
         session_id=session_id,
         alloc_timeout_s=float(wait),
         args_structure=metadata.get("args_structure"),
+        opening=Opening.read(metadata),
     )
 
 
 def read_uids(text: str, *, served: range, swarm: str) -> range:
     """The consecutive blocks that space-separated PETALS uids name, all of them served here."""
+    if len(text) > len(served) * (len(swarm) + 8):
+        raise WireError(f"this server serves {len(served)} blocks of {swarm}, more were asked for")
     blocks = []
     for uid in text.split(" "):
         prefix, _, index = uid.rpartition(".")
@@ -92,7 +98,10 @@ def read_uids(text: str, *, served: range, swarm: str) -> range:
 
 
 class ServerSession:
-    """Steps arrive from the client's stream and from the previous server; each step id is computed once, in order."""
+    """A session of a client that speaks PETALS alone.
+
+    Steps arrive from the client's stream and from the previous server; each step id is computed once, in order.
+    """
 
     def __init__(
         self,
@@ -100,35 +109,45 @@ class ServerSession:
         kv: SessionKV,
         *,
         stage: Stage,
-        compute: ComputeThread,
+        scheduler: Scheduler,
         swarm: str,
         respond: Callable[[bytes], None],
         push: Callable[[Push], None],
     ) -> None:
         self.request = request
         self._kv = kv
-        self._stage, self._compute, self._swarm = stage, compute, swarm
+        self._stage, self._scheduler, self._swarm = stage, scheduler, swarm
         self._respond, self._push = respond, push
+        self._pusher: str | None = None
         self._seen: deque[object] = deque(maxlen=_REMEMBERED_STEPS)
         self._turn = asyncio.Lock()
+
+    async def pushed_step(self, request: runtime_pb2.ExpertRequest, peer: str) -> None:
+        """A step from the previous server. PETALS does not say who that is: whoever knew the id first, and no other."""
+        if self._pusher not in (None, peer):
+            raise WireError("another server pushes into this session")
+        await self.step(request)
+        self._pusher = peer
 
     async def step(self, request: runtime_pb2.ExpertRequest) -> None:
         """Compute one step and answer it; raises WireError for what cannot be computed."""
         metadata = read_metadata(request.metadata)
         async with self._turn:
             step_id = metadata.get("step_id")
+            if step_id is not None and len(step_id := write_metadata({"": step_id})) > _MAX_STEP_ID_BYTES:
+                raise WireError("a step_id should be short: the last ones are remembered")
             if step_id is not None and step_id in self._seen:
                 return
-            answer, push = await self._compute.run(lambda: self._run(request, metadata))
+            answer, push = await self._run(request, metadata)
             if step_id is not None:
                 self._seen.append(step_id)
         self._respond(answer)
         if push is not None:
             self._push(push)
 
-    def _run(self, request: runtime_pb2.ExpertRequest, metadata: dict[str, Any]) -> tuple[bytes, Push | None]:
+    async def _run(self, request: runtime_pb2.ExpertRequest, metadata: dict[str, Any]) -> tuple[bytes, Push | None]:
         step = block_ops.read_step(request.tensors, self.request.args_structure, self._stage, self.request.span)
-        output = serialize(block_ops.infer(self._stage, self.request.span, self._kv, step))
+        output = serialize(await self._scheduler.infer(self._kv, self.request.span, step))
         push = self._next_hop(request, metadata, output) if step.prompts is None else None
         return frame(runtime_pb2.ExpertResponse(tensors=[output])), push
 

@@ -4,7 +4,8 @@ petals' metadata pins packages of 2023, its code needs little of them. Importing
 
 * gives `hivemind` the names that petals takes from its top and that hivemind >= 1.1.12 keeps in submodules only,
 * stands in for what petals imports and this project replaces (old model classes, tensor_parallel),
-* mends one fault of hivemind's unary calls (see `_call_unary_handler`).
+* mends one fault of hivemind's unary calls (see `_call_unary_handler`),
+* mends one of its serializer, with which any peer could end any process (see `_limit_nesting`).
 
 Nothing else patches anything. What GeoPETALS uses of petals is re-exported below.
 """
@@ -14,6 +15,7 @@ import importlib
 import importlib.metadata
 import os
 import sys
+import threading
 import types
 from typing import Any
 from uuid import uuid4
@@ -115,6 +117,31 @@ async def _call_unary_handler(self: Any, peer_id: Any, proto: str, data: bytes) 
         self._pending_calls.pop(call_id, None)
 
 
+_MAX_NESTED_TUPLES = 24
+_nesting = threading.local()
+
+
+def _limit_nesting(serializer: Any) -> None:
+    """Make hivemind's MSGPackSerializer refuse tuples within tuples within tuples.
+
+    A tuple holds msgpack of its own and is decoded by recursion in C that takes 41 KiB of stack each time: in 1.1.12 a
+    message, or a record in the DHT, of 200 tuples within each other (3 KB) ends the process with a segmentation fault.
+    """
+    unlimited = serializer._decode_ext_types
+
+    def decode(cls: Any, type_code: int, data: bytes) -> Any:
+        depth = getattr(_nesting, "depth", 0)
+        if depth >= _MAX_NESTED_TUPLES:
+            raise ValueError("tuples are nested too deeply")
+        _nesting.depth = depth + 1
+        try:
+            return unlimited(type_code, data)
+        finally:
+            _nesting.depth = depth
+
+    serializer._decode_ext_types = classmethod(decode)
+
+
 def _activate() -> None:
     check_petals()
     os.environ.setdefault("PETALS_IGNORE_DEPENDENCY_VERSION", "1")
@@ -125,8 +152,10 @@ def _activate() -> None:
         raise StackError(f"{error.name} is not installed: run `geopetals doctor` to see what is missing.") from error
     _stand_in_for_replaced_parts()
     from hivemind.p2p.p2p_daemon_bindings import control
+    from hivemind.utils.serializer import MSGPackSerializer
 
     control.ControlClient.call_unary_handler = _call_unary_handler
+    _limit_nesting(MSGPackSerializer)
 
 
 _activate()

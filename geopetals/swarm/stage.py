@@ -1,6 +1,8 @@
 """The blocks [start, end) of a model on one device: what a block server computes with."""
 
+import contextlib
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from geopetals.errors import BlocksError, CheckpointError, MemoryShortage, Unsup
 from geopetals.progress import Reporter, Silent
 from geopetals.swarm.absent import Flow, Gate, hollow_for_server
 from geopetals.swarm.architecture import MODEL_ERRORS, block_of, find_decoder, find_layers
+from geopetals.swarm.batching import Batching
 from geopetals.swarm.chain_probe import find_convention, require_chain
 from geopetals.swarm.checkpoint import Checkpoint
 from geopetals.swarm.device_memory import is_out_of_memory
@@ -42,6 +45,7 @@ class Stage:
         self._windows = [_window(layer) for layer in DynamicCache(config=self.config).layers]
         self._shapes = self._probe_cache()
         require_consistency(self)
+        self.batching = Batching(self, self._base, self._forward)
 
     @property
     def windows(self) -> list[int]:
@@ -71,6 +75,39 @@ class Stage:
         kv.length += hidden.shape[1]
         return out
 
+    def decode(self, hidden: Tensor, start: int, end: int, sessions: Sequence[SessionKV]) -> Tensor:
+        """Hidden states [rows, 1, hidden] of one new token of each sequence of several sessions, in their order.
+
+        The same as `run` gives each session, which may be at different positions; `past_rope_limit` must be the same.
+        Raises as `run` does.
+        """
+        self._check_span(start, end)
+        parts = hidden.split([kv.batch for kv in sessions])
+        layout = self.batching.layout
+        if layout is None or len(sessions) == 1:
+            return torch.cat([self.run(part, start, end, kv=kv) for part, kv in zip(parts, sessions, strict=True)])
+        for part, kv in zip(parts, sessions, strict=True):
+            self._check_input(part, start, end, kv)
+        with torch.inference_mode(), self._memory_watched(hidden):
+            out = self.batching.run(self._bring(hidden), start, end, sessions, layout=layout).to(hidden.device)
+        for kv in sessions:
+            kv.length += 1
+        return out
+
+    @property
+    def batches(self) -> bool:
+        """Whether `decode` is one forward pass."""
+        return self.batching.layout is not None
+
+    def past_rope_limit(self, kv: SessionKV) -> bool:
+        """Whether the next token's rotary embeddings are those of long texts."""
+        return self._rope_limit is not None and kv.length >= self._rope_limit.tokens
+
+    def piece_tokens(self, kv: SessionKV, tokens: int, wanted: int) -> int:
+        """How many of `tokens` new ones to compute at once, if about `wanted` over all sequences would be good."""
+        passes_limit = self._rope_limit is not None and kv.length + tokens > self._rope_limit.tokens
+        return tokens if passes_limit and kv.length == 0 else max(1, wanted // kv.batch)
+
     def allocate_kv(self, start: int, end: int, *, batch: int, max_length: int) -> SessionKV:
         """A cache for sessions through the blocks [start, end). Raises MemoryShortage if it does not fit."""
         self._check_span(start, end)
@@ -89,9 +126,14 @@ class Stage:
         return max(shape.bytes_per_token(self.dtype) for shape in self._shapes)
 
     def _compute(self, hidden: Tensor, start: int, end: int, kv: SessionKV | None) -> Tensor:
-        try:
+        with self._memory_watched(hidden):
             out = self._forward(self._bring(hidden), start, end, None if kv is None else kv.cache)
             return out.to(hidden.device)
+
+    @contextlib.contextmanager
+    def _memory_watched(self, hidden: Tensor) -> Iterator[None]:
+        try:
+            yield
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -103,9 +145,10 @@ class Stage:
             hidden = hidden.pin_memory()  # the copy then overlaps with the work that queues up behind it
         return hidden.to(self.device, self.dtype, non_blocking=True)
 
-    def _forward(self, hidden: Tensor, start: int, end: int, cache: Any) -> Tensor:
+    def _forward(self, hidden: Tensor, start: int, end: int, cache: Any, **options: Any) -> Tensor:
         self._flow.start, self._flow.end = start, end
-        out: Tensor = self._base(inputs_embeds=hidden, past_key_values=cache, use_cache=cache is not None)[0]
+        use_cache = cache is not None
+        out: Tensor = self._base(inputs_embeds=hidden, past_key_values=cache, use_cache=use_cache, **options)[0]
         return out
 
     def _check_span(self, start: int, end: int) -> None:
@@ -222,4 +265,5 @@ def load_stage(
     stage = Stage(model, flow, num_blocks=checkpoint.num_blocks, dtype=dtype, device=device)
     took_s = time.monotonic() - began
     reporter.line(f"blocks {start}:{end} loaded: {stage.memory_bytes / 1e6:.1f} MB in {took_s:.1f} s")
+    reporter.line(stage.batching.describe())
     return stage

@@ -6,7 +6,9 @@ read in that form or as the float32 that hivemind sends by default.
 """
 
 import asyncio
+import contextlib
 import math
+import re
 from typing import Any, TypeVar
 
 import torch
@@ -15,25 +17,34 @@ from hivemind.proto import runtime_pb2
 from hivemind.proto.p2pd_pb2 import RPCError
 from hivemind.utils.serializer import MSGPackSerializer
 
-from geopetals.errors import GeoPetalsError, ServerFull, ServerGone, ServerRefused
+from geopetals.errors import GeoPetalsError, InputRefused, ServerBroken, ServerFull, ServerGone, ServerRefused
+from geopetals.swarm.message_checks import parse
 
 HANDLER = "TransformerConnectionHandler"
 MAX_FRAME_BYTES = 256 * 2**20
 UNARY_LIMIT_BYTES = 2 * 2**20
 MAX_BATCH = 1024
+MAX_METADATA_BYTES = 2**16
+LARGE_FRAME_BYTES = 2**22
 
+_MAX_TEXT = 500
 _MAX_DIMENSIONS, _MAX_LENGTH = 8, 2**27
 _MESSAGE, _ERROR = b"\x00", b"\x01"
 _HEADER_BYTES = 9
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int64": torch.int64}
 _NONE, _FLOAT16 = runtime_pb2.CompressionType.NONE, runtime_pb2.CompressionType.FLOAT16
-_FULL_MARK = "ServerFull: "
+_BROKEN_MARK, _INPUT_MARK = "ServerBroken: ", "BadInput: "
+_FULL_MARK = re.compile(r"ServerFull(?:\((\d{1,9}\.\d)\))?: ")
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 
 class WireError(ValueError):
     """What the peer sent breaks the protocol; the text goes back to it."""
+
+
+class BadInput(WireError):
+    """What the previous server of the chain sent cannot be computed on; the client is told whose fault it is."""
 
 
 def frame(message: Message) -> bytes:
@@ -44,10 +55,28 @@ def frame(message: Message) -> bytes:
 def error_frame(error: BaseException) -> bytes:
     """An error as the peer's hivemind expects it. Its type is told by a prefix that stock clients ignore."""
     text = str(error) or type(error).__name__
-    if isinstance(error, ServerFull):
-        text = _FULL_MARK + text
-    body: bytes = RPCError(message=text).SerializeToString()
+    body: bytes = RPCError(message=_mark(error) + text[:_MAX_TEXT]).SerializeToString()
     return _ERROR + len(body).to_bytes(8, "big") + body
+
+
+def _mark(error: BaseException) -> str:
+    if isinstance(error, ServerFull):
+        return "ServerFull: " if error.free_in_s is None else f"ServerFull({min(error.free_in_s, 1e8):.1f}): "
+    marks = ((ServerBroken, _BROKEN_MARK), (BadInput, _INPUT_MARK))
+    return next((mark for kind, mark in marks if isinstance(error, kind)), "")
+
+
+def send(writer: asyncio.StreamWriter, data: bytes) -> None:
+    """Write to a peer. Raises ConnectionResetError if it is gone, for which uvloop has a RuntimeError."""
+    if writer.is_closing():
+        raise ConnectionResetError("the stream is closed")
+    writer.write(data)
+
+
+def send_error(writer: asyncio.StreamWriter, error: BaseException) -> None:
+    """The last word, if somebody is still there."""
+    if not writer.is_closing():
+        writer.write(error_frame(error))
 
 
 def end_of_stream() -> bytes:
@@ -57,15 +86,25 @@ def end_of_stream() -> bytes:
 
 def error_from_text(text: str, peer: str) -> GeoPetalsError:
     """The typed error for what a server answered."""
-    if text.startswith(_FULL_MARK):
-        return ServerFull(text.removeprefix(_FULL_MARK))
+    text = " ".join(text.split())[:_MAX_TEXT]
+    full = _FULL_MARK.match(text)
+    if full is not None:
+        return ServerFull(text[full.end() :], free_in_s=None if full[1] is None else float(full[1]))
+    if text.startswith(_BROKEN_MARK):
+        return ServerBroken(text.removeprefix(_BROKEN_MARK))
+    if text.startswith(_INPUT_MARK):
+        return InputRefused(text.removeprefix(_INPUT_MARK))
+    if text.startswith("ServerFull("):  # as hivemind's unary calls tell exceptions
+        return ServerFull(f"server {short_peer(peer)} takes no more: {text}")
     if "AllocationFailed" in text or "Could not allocate" in text:
         return ServerFull(f"server {short_peer(peer)} has no free attention cache: {text}")
     return ServerRefused(f"server {short_peer(peer)} refused the request: {text}")
 
 
-async def read_message(reader: asyncio.StreamReader, kind: type[AnyMessage], *, peer: str) -> AnyMessage | None:
-    """The next message; None for hivemind's end-of-stream mark.
+async def read_message(
+    reader: asyncio.StreamReader, kind: type[AnyMessage], *, peer: str, large: asyncio.Lock | None = None
+) -> AnyMessage | None:
+    """The next message; None for hivemind's end-of-stream mark. `large` is held while a large one is read.
 
     Raises asyncio.IncompleteReadError at the end of the stream, ServerFull or ServerRefused for an error frame and
     WireError for what is no frame.
@@ -74,10 +113,13 @@ async def read_message(reader: asyncio.StreamReader, kind: type[AnyMessage], *, 
     size = int.from_bytes(header[1:], "big")
     if size > MAX_FRAME_BYTES:
         raise WireError(f"a message of {size} bytes is over the limit of {MAX_FRAME_BYTES}")
-    body = await reader.readexactly(size)
+    async with contextlib.AsyncExitStack() as held:
+        if large is not None and size > LARGE_FRAME_BYTES:
+            await held.enter_async_context(large)
+        body = await reader.readexactly(size)
     try:
         if header[:1] == _MESSAGE:
-            return kind.FromString(body)
+            return parse(kind, body)
         if header[:1] == _ERROR:
             text = RPCError.FromString(body).message
             if not text:
@@ -92,6 +134,8 @@ def read_metadata(data: bytes) -> dict[str, Any]:
     """The metadata of a request: a msgpack map, or nothing."""
     if not data:
         return {}
+    if len(data) > MAX_METADATA_BYTES:
+        raise WireError(f"metadata of {len(data)} bytes is over the limit of {MAX_METADATA_BYTES}")
     try:
         metadata = MSGPackSerializer.loads(data)
     except Exception as error:  # extension types run code of hivemind's that may raise anything
@@ -119,7 +163,9 @@ def deserialize(message: runtime_pb2.Tensor) -> torch.Tensor:
     """A tensor from a peer; its kind, shape and length are checked before anything is allocated for it."""
     dtype = _DTYPES.get(message.dtype)
     if dtype is None or message.compression not in (_NONE, _FLOAT16):
-        raise WireError(f"tensors of kind {message.dtype!r} with compression {message.compression} are not accepted")
+        raise WireError(
+            f"tensors of kind {message.dtype[:20]!r} with compression {message.compression} are not accepted"
+        )
     if len(message.size) > _MAX_DIMENSIONS or not all(0 <= length <= _MAX_LENGTH for length in message.size):
         raise WireError(f"tensors have at most {_MAX_DIMENSIONS} dimensions of at most {_MAX_LENGTH}")
     shape = tuple(message.size)
@@ -138,6 +184,11 @@ def _stored_dtype(message: runtime_pb2.Tensor, dtype: torch.dtype, count: int) -
     if dtype != torch.bfloat16:
         return dtype
     return torch.bfloat16 if len(message.buffer) == 2 * count else torch.float32
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether there is no NaN and no infinity in it. A sum is cheaper, and finite only then."""
+    return math.isfinite(float(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
 
 
 def gone(peer: str, why: str) -> ServerGone:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from geopetals.client import chain_opening
 from geopetals.client import opening as opening_module
-from geopetals.client import session as session_module
+from geopetals.client.hop import HopSession, Listener
 from geopetals.client.model import AutoDistributedModelForCausalLM, DistributedModel
 from geopetals.client.routing import Candidate, Hop, shortest_chain
 from geopetals.client.swarm import SwarmClient
@@ -21,6 +22,8 @@ from geopetals.errors import ServerFull, ServerGone, SwarmFailure
 from geopetals.swarm import block_ops
 from geopetals.swarm.block_ops import StepInput
 from geopetals.swarm.checkpoint import Checkpoint
+from geopetals.swarm.heartbeat import Silence
+from geopetals.swarm.ring_messages import Beat, Opening, Step
 from geopetals.swarm.stage import Stage, load_stage
 
 SPANS = ((0, 3), (3, 6), (0, 4), (2, 6), (0, 6))
@@ -63,18 +66,23 @@ class World:
         return sum(self.held.values())
 
 
-class FakeHop:
-    """HopSession's interface."""
+class FakeHop(HopSession):
+    """A stage in the place of a stream: steps are computed one after another, their outputs told to the listener."""
 
     def __init__(self, world: World, hop: Hop, *, batch: int, max_length: int) -> None:
         self.world, self.hop = world, hop
         self.span = range(hop.start, hop.end)
         self.kv = world.stage_of(hop).allocate_kv(hop.start, hop.end, batch=batch, max_length=max_length)
+        self.has_heartbeats, self.beat, self.frames, self.silence = False, Beat(), 0, Silence(1.0)
+        self._listening = None
+        self._steps: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
         self._open = True
         world.held[hop.peer_id] += 1
 
     @classmethod
-    async def open(cls, world: World, hop: Hop, swarm: str, *, batch: int, max_length: int, **_: Any) -> "FakeHop":
+    async def open(  # type: ignore[override]
+        cls, world: World, hop: Hop, swarm: str, opening: Opening, *, batch: int, max_length: int, **_: Any
+    ) -> "FakeHop":
         world.opened[hop.peer_id] += 1
         if world.before_open is not None:
             await world.before_open(hop)
@@ -84,6 +92,23 @@ class FakeHop:
             world.full_opens -= 1
             raise ServerFull("no attention cache is free.")
         return cls(world, hop, batch=batch, max_length=max_length)
+
+    def listen(self, listener: Listener) -> None:
+        self._listening = asyncio.create_task(self._work(listener))
+
+    def post(self, step: Step, hidden: Tensor, hypo_ids: Tensor | None, prompts: Tensor | None) -> None:
+        self._steps.put_nowait((step, hidden, hypo_ids, prompts))
+
+    async def drain(self) -> None:
+        return None
+
+    async def _work(self, listener: Listener) -> None:
+        try:
+            while True:
+                step, *arguments = await self._steps.get()
+                listener.on_output(self, step, await self.step(*arguments))
+        except SwarmFailure as error:
+            listener.on_failure(self, error)
 
     async def step(self, hidden: Tensor, hypo_ids: Tensor | None, prompts: Tensor | None = None) -> Tensor:
         number, self.world.steps = self.world.steps, self.world.steps + 1
@@ -103,6 +128,8 @@ class FakeHop:
     def abort(self) -> None:
         if self._open:
             self._open = False
+            if self._listening is not None:
+                self._listening.cancel()
             self.world.held[self.hop.peer_id] -= 1
 
 
@@ -135,8 +162,9 @@ def connect(monkeypatch: pytest.MonkeyPatch, directory: Path, world: World, **op
     """`from_pretrained`, with this world for a swarm."""
     swarm_class = type("WorldSwarm", (FakeSwarm,), {"world": world})
     monkeypatch.setattr(opening_module, "SwarmClient", swarm_class)
-    monkeypatch.setattr(session_module, "HopSession", FakeHop)
-    defaults = {"initial_peers": ("/ip4/127.0.0.1/tcp/1/p2p/x",), "min_backoff": 0.001, "max_backoff": 0.001}
+    monkeypatch.setattr(chain_opening, "HopSession", FakeHop)
+    patience = {"min_backoff": 0.001, "max_backoff": 0.001, "recovery_timeout": 0.05}
+    defaults = {"initial_peers": ("/ip4/127.0.0.1/tcp/1/p2p/x",), **patience}
     return AutoDistributedModelForCausalLM.from_pretrained(str(directory), **{**defaults, **options})
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geopetals.client import chain_pass, hop
+from geopetals.client import chain_pass, pass_calls
 from geopetals.client.autograd import through_swarm
 from geopetals.client.config import ClientConfig
 from geopetals.client.routing import Hop
@@ -289,9 +289,9 @@ def test_gradients_have_the_shapes_of_what_was_sent(
     async def answer(*_: Any) -> list[Tensor]:
         return [torch.ones(shape) for shape in shapes]
 
-    monkeypatch.setattr(hop, "_call", answer)
+    monkeypatch.setattr(pass_calls, "_call", answer)
     hidden, prompts = torch.zeros(3, 5, 8), torch.zeros(2, 1, 2, 8)
-    call = hop.call_backward(
+    call = pass_calls.call_backward(
         cast(Any, None),
         Hop(peer_id="a", start=0, end=2),
         "toy",

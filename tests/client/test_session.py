@@ -2,6 +2,7 @@ import asyncio
 import gc
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from geopetals.client import session as session_module
 from geopetals.client.model import DistributedModel
 from geopetals.client.routing import Hop
 from geopetals.client.session import InferenceSession
 from geopetals.errors import NoChain, ServerFull, ServerGone, ServerRefused, SwarmFailure, UnsupportedInput
+from geopetals.swarm import ring_messages
 from geopetals.swarm.stage import Stage
 from tests.client.fake_swarm import FakeHop, World, connect, forever, load_stages
 from tests.models import VOCABULARY, save_llama
@@ -102,7 +103,7 @@ def test_steps_equal_one_pass(model: DistributedModel, stages: list[Stage], worl
 def test_long_prompts_go_in_pieces(
     model: DistributedModel, stages: list[Stage], world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "_CHUNK_BYTES", 2 * 2 * HIDDEN * 4)
+    monkeypatch.setattr(ring_messages, "MAX_CHUNK_BYTES", 2 * 2 * HIDDEN * 4)
     hidden = randn(2, 9)
     with model.inference_session(max_length=9) as session:
         assert close_to(session.step(hidden), all_blocks(stages, hidden))
@@ -136,7 +137,7 @@ def test_no_failure_changes_what_comes_out(
     answer_lost: bool,
 ) -> None:
     """Prefill in three pieces over two hops, a reordering, more steps: the server that does the n-th piece dies."""
-    monkeypatch.setattr(session_module, "_CHUNK_BYTES", 3 * 2 * HIDDEN * 4)
+    monkeypatch.setattr(ring_messages, "MAX_CHUNK_BYTES", 3 * 2 * HIDDEN * 4)
     world.before_step = fault = DieAt(step, answer_lost=answer_lost)
     past, new, more, order = randn(3, 6), randn(3, 1, seed=1), randn(3, 1, seed=2), torch.tensor([2, 2, 0])
     with model.inference_session(max_length=8) as session:
@@ -172,7 +173,15 @@ def test_generation_survives_every_failure(
 def test_failures_one_after_the_other(model: DistributedModel, stages: list[Stage], world: World) -> None:
     """Also while the history is being replayed."""
     hidden = randn(1, 6)
-    world.before_step = DieAt(4, 6, 8)
+    last_step = {"server0": 3, "server1": 3, "server3": 1}
+    taken: Counter[str] = Counter()
+
+    async def die_at_the_last(hop: FakeHop, number: int) -> None:
+        taken[hop.hop.peer_id] += 1
+        if taken[hop.hop.peer_id] == last_step.get(hop.hop.peer_id):
+            raise world.die(hop.hop)
+
+    world.before_step = die_at_the_last
     with model.inference_session(max_length=6) as session:
         outputs = [session.step(piece) for piece in hidden.split(2, dim=1)]
     assert len(world.dead) == 3

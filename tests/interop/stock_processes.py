@@ -38,14 +38,24 @@ def wait_for(find: Callable[[], Value | None], what: str, timeout_s: float) -> V
 class StockProcess:
     """One process group. All that it writes stays in `folder`; `log` is what it prints, if `piped` on stderr alone."""
 
-    def __init__(self, script: str, arguments: Sequence[str], folder: Path, sockets: Path, *, piped: bool) -> None:
+    def __init__(
+        self,
+        script: str,
+        arguments: Sequence[str],
+        folder: Path,
+        sockets: Path,
+        *,
+        piped: bool,
+        python: Path = PYTHON,
+        threads: int = 1,
+    ) -> None:
         folder.mkdir(parents=True)
         self.log = folder / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [str(PYTHON), str(_SCRIPTS / script), *arguments],
+                [str(python), str(_SCRIPTS / script), *arguments],
                 cwd=folder,
-                env=_environment(folder, sockets),
+                env=_environment(folder, sockets) | {"OMP_NUM_THREADS": str(threads)},
                 stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if piped else log,
                 stderr=log,
@@ -69,7 +79,16 @@ class StockServer(StockProcess):
     """`petals.cli.run_server` for blocks [start, end). Returns at once: see `wait_address()`."""
 
     def __init__(
-        self, model: Path, span: tuple[int, int], *, prefix: str, peers: Sequence[str], folder: Path, sockets: Path
+        self,
+        model: Path,
+        span: tuple[int, int],
+        *,
+        prefix: str,
+        peers: Sequence[str],
+        folder: Path,
+        sockets: Path,
+        cache_tokens: int = STOCK_CACHE_TOKENS,
+        **process: Any,
     ) -> None:
         join = ["--initial_peers", *peers] if peers else ["--new_swarm"]
         options = {
@@ -80,10 +99,11 @@ class StockServer(StockProcess):
             "--torch_dtype": "float32",
             "--throughput": "100",
             "--num_handlers": "2",
-            "--attn_cache_tokens": str(STOCK_CACHE_TOKENS),
+            "--attn_cache_tokens": str(cache_tokens),
         }
         flags = [word for option in options.items() for word in option]
-        super().__init__("serve.py", [str(model), *flags, "--no_auto_relay", *join], folder, sockets, piped=False)
+        arguments = [str(model), *flags, "--no_auto_relay", *join]
+        super().__init__("serve.py", arguments, folder, sockets, piped=False, **process)
 
     def wait_address(self) -> str:
         """Its libp2p address; known before it has loaded its blocks."""
@@ -103,8 +123,8 @@ class StockServer(StockProcess):
 class StockClient(StockProcess):
     """A stock client (stock/client.py) that answers one command at a time."""
 
-    def __init__(self, folder: Path, sockets: Path) -> None:
-        super().__init__("client.py", [], folder, sockets, piped=True)
+    def __init__(self, folder: Path, sockets: Path, **process: Any) -> None:
+        super().__init__("client.py", [], folder, sockets, piped=True, **process)
 
     def do(self, what: str, **arguments: Any) -> Any:
         assert self.process.stdin is not None
@@ -148,7 +168,6 @@ def _environment(folder: Path, sockets: Path) -> dict[str, str]:
         "HF_HOME": str(folder),
         "HF_HUB_OFFLINE": "1",
         "HIVEMIND_LOGLEVEL": "DEBUG",
-        "OMP_NUM_THREADS": "1",
         "PETALS_CACHE": str(folder),
         "PYTHONUNBUFFERED": "1",
         "STOCK_SOCKETS": str(sockets),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from geopetals.client import hop
+from geopetals.client import pass_calls
 from geopetals.errors import ServerFull
 from tests.interop.conftest import OurClients
 from tests.interop.mixed_swarm import SPANS, STOCK, MixedSwarm
@@ -32,7 +32,7 @@ def test_it_computes_and_differentiates_without_a_session(
 def test_it_sends_long_inputs_as_streams(
     our_clients: OurClients, local: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hop, "UNARY_LIMIT_BYTES", 100)
+    monkeypatch.setattr(pass_calls, "UNARY_LIMIT_BYTES", 100)
     answer = torch.tensor(ask(our_clients.on(STOCK_CHAIN), "logits"))
     torch.testing.assert_close(answer, torch.tensor(ask(local, "logits")), rtol=1e-4, atol=1e-5)
 

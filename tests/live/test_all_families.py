@@ -7,7 +7,7 @@ import pytest
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.families import read_document, walk
+from tests.families import batching_paragraph, read_document, walk
 
 pytestmark = pytest.mark.live
 DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
@@ -22,5 +22,8 @@ def test_every_family_is_right_or_refused_and_the_document_says_which() -> None:
     found = {verdict.family: verdict.status for verdict in verdicts}
     working = {family for family, status in statuses.items() if status == "works"}
     assert not {family for family in working if found.get(family, "works") != "works"}
+    batching = [verdict.batching for verdict in verdicts if verdict.status == "works"]
+    assert batching.count(None) <= 3
     if version == transformers.__version__:
+        assert batching_paragraph(verdicts) in DOCUMENT.read_text(), "the document names other families"
         assert found == statuses, "run: python -m tests.families --write docs/models.md"

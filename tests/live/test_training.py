@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForSequenceClassification, PreTrainedModel
 
-from geopetals.client import session
 from geopetals.client.autograd import through_swarm
 from geopetals.client.classification import AutoDistributedModelForSequenceClassification
 from geopetals.errors import ServerFull, UnsupportedInput
+from geopetals.swarm import ring_messages
 from geopetals.swarm.local import LocalServer, LocalSwarm
 from tests.live.conftest import Connect, load_local
 from tests.models import VOCABULARY, save_llama
@@ -265,7 +265,7 @@ def test_prompts_longer_than_a_piece_of_the_prefill(
     """The first step goes to the servers three tokens at a time; the second piece holds prompts and text."""
     model = connect(llama, join=two_stages.token, tuning_mode=mode, pre_seq_len=PREFIX)
     ids = random_ids(2)
-    monkeypatch.setattr(session, "_CHUNK_BYTES", 3 * 2 * 64 * 4)
+    monkeypatch.setattr(ring_messages, "MAX_CHUNK_BYTES", 3 * 2 * 64 * 4)
     with torch.no_grad():
         expected = model(ids).logits
         with model.inference_session(max_length=9):

@@ -200,3 +200,61 @@ def act(action: str, number: int, budget: KVBudget, holders: list[Holder]) -> No
             chosen.leave()
         if "cancel" in action:
             chosen.task.cancel()
+
+
+def test_a_session_grows_while_there_is_room() -> None:
+    async def scenario() -> None:
+        budget = KVBudget(12)
+        async with budget.reserve(2, timeout_s=0.0), budget.reserve(4, timeout_s=0.0) as mine:
+            await mine.grow(5)
+            assert (mine.amount, budget.left) == (9, 1)
+            with pytest.raises(ServerFull, match="needs 2 block-tokens of attention cache, 1 are free"):
+                await mine.grow(2)
+            with pytest.raises(ServerFull, match="needs 13 block-tokens"):
+                await mine.grow(4, timeout_s=FOREVER_S)
+            mine.shrink(3)
+            assert (mine.amount, budget.left) == (6, 4)
+        assert budget.left == 12
+
+    run(scenario())
+
+
+def test_growth_goes_before_sessions_that_have_nothing_yet() -> None:
+    async def scenario() -> None:
+        budget = KVBudget(10)
+        other = Holder(budget, 4)
+        async with budget.reserve(4, timeout_s=0.0) as mine:
+            await settle()
+            newcomer = Holder(budget, 6)
+            await settle()
+            await mine.grow(1)
+            growth = asyncio.create_task(mine.grow(3, timeout_s=FOREVER_S))
+            await settle()
+            assert not growth.done()
+            other.leave()
+            await settle()
+            assert growth.done()
+            assert newcomer.waits
+        await settle()
+        assert newcomer.holds
+        newcomer.leave()
+        await asyncio.gather(other.task, newcomer.task)
+        assert budget.left == 10
+
+    run(scenario())
+
+
+def test_growth_that_is_given_up_leaves_nothing_behind() -> None:
+    async def scenario() -> None:
+        budget = KVBudget(10)
+        other = Holder(budget, 6)
+        await settle()
+        async with budget.reserve(2, timeout_s=0.0) as mine:
+            with pytest.raises(ServerFull, match="no attention cache came free"):
+                await mine.grow(4, timeout_s=0.01)
+            assert mine.amount == 2
+        other.leave()
+        await other.task
+        assert budget.left == 10
+
+    run(scenario())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geopetals.errors import UnsupportedInput
+from geopetals.errors import MemoryShortage, UnsupportedInput
 from geopetals.swarm.kv_cache import LayerShape, SessionKV
 
 WINDOW, BATCH, HEADS, DIM = 16, 3, 2, 4
@@ -121,3 +121,53 @@ def test_tokens_are_forgotten_as_far_as_the_window_is_held() -> None:
 
 def test_blocks_that_are_not_held_have_their_own_windows() -> None:
     assert session().cache.is_sliding == [False, True, True]
+
+
+@pytest.mark.parametrize("window", [None, WINDOW])
+@pytest.mark.parametrize("first", [1, 9, 15, 16, 40])
+def test_a_session_grows_past_its_first_length(window: int | None, first: int) -> None:
+    """In steps, with what it holds, and never beyond what the new length takes."""
+    step, longest = Step(session(window, max_length=first)), first
+    step.take(first)
+    while longest < 100:
+        longest += 13
+        step.kv.grow(longest)
+        assert step.kv.max_length == longest
+        assert step.kv.memory_bytes <= session(None, max_length=longest).memory_bytes
+        for _ in range(13):
+            if window is None:
+                step.seen = compare_whole(step)
+            else:
+                step.take(1)
+    assert step.kv.length == longest
+
+
+def compare_whole(step: Step) -> Tensor:
+    new = torch.randn(BATCH, HEADS, 1, DIM, generator=step.generator)
+    everything = torch.cat([step.seen, new], dim=2)
+    keys, values = step.kv.cache.update(new, -new, 1)
+    assert torch.equal(keys, everything)
+    assert torch.equal(values, -keys)
+    step.kv.length += 1
+    return everything
+
+
+def test_growing_to_less_changes_nothing() -> None:
+    kv = session(max_length=50)
+    kv.grow(20)
+    assert kv.max_length == 50
+
+
+def test_a_cache_that_cannot_grow_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Step(session(None, max_length=20))
+    step.seen = torch.empty(BATCH, HEADS, 0, DIM)
+    step.seen = compare_whole(step)
+
+    def full(*_: Any, **__: Any) -> Tensor:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(Tensor, "new_empty", full)
+    with pytest.raises(MemoryShortage, match="40 tokens does not fit"):
+        step.kv.grow(40)
+    assert step.kv.max_length == 20
+    compare_whole(step)

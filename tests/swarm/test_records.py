@@ -19,6 +19,7 @@ from geopetals.swarm.records import (
     read_servers,
     require_same_weights,
 )
+from geopetals.swarm.ring_messages import VERSION
 from geopetals.swarm.stack import ServerInfo, ServerState
 
 SWARM, NUM_BLOCKS = "tiny", 6
@@ -85,6 +86,7 @@ def test_what_is_announced_can_be_read() -> None:
             cache_tokens_left=100,
             identity=identity(),
             block_hashes={1: HASH, 2: OTHER},
+            protocol=VERSION,
         )
         assert found.is_online
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from geopetals.swarm.checkpoint import Checkpoint
 from geopetals.swarm.compute import ComputeThread
+from geopetals.swarm.scheduler import Scheduler
 from geopetals.swarm.server_session import Push, ServerSession, SessionRequest, read_session_request, read_uids
 from geopetals.swarm.stack import DUMMY, DUMMY_INT64, pack_args_kwargs
 from geopetals.swarm.stage import Stage, load_stage
@@ -47,7 +48,13 @@ class Session:
         )
         self.kv = stage.allocate_kv(0, 2, batch=batch, max_length=max_length)
         self.session = ServerSession(
-            wish, self.kv, stage=stage, compute=compute, swarm=SWARM, respond=self._respond, push=self.pushes.append
+            wish,
+            self.kv,
+            stage=stage,
+            scheduler=Scheduler(stage, compute),
+            swarm=SWARM,
+            respond=self._respond,
+            push=self.pushes.append,
         )
 
     def _respond(self, data: bytes) -> None:

@@ -293,5 +293,6 @@ def test_loading_is_reported_and_nothing_else_is_printed(directory: Path, capfd:
     reporter = Lines()
     load_stage(Checkpoint.open(str(directory)), 0, 2, dtype=torch.float32, device=CPU, reporter=reporter)
     assert "6 blocks of 0.1 MB" in reporter.lines[0]
-    assert reporter.lines[-1].startswith("blocks 0:2 loaded: 0.3 MB in ")
+    assert reporter.lines[-2].startswith("blocks 0:2 loaded: 0.3 MB in ")
+    assert reporter.lines[-1] == "decode steps of several sessions are computed together"
     assert capfd.readouterr() == ("", "")

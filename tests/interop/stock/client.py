@@ -1,14 +1,16 @@
 """A stock PETALS client that obeys: one JSON command on each line of its input, one JSON answer on each of its output.
 
 Commands, by their "do": `ask` puts a question (questions.py) to a model; `hold` opens a session and makes one step,
-`release` ends it; `has_cache_for` asks PETALS' router; `close` leaves all swarms. A model is named by its directory
-and, if it is to run in a swarm, by how to join that; each is opened at its first use.
+`release` ends it; `time` times the tokens of a generation; `has_cache_for` asks PETALS' router; `close` leaves all
+swarms. A model is named by its directory and, if it is to run in a swarm, by how to join that; each is opened at its
+first use.
 """
 
 import gc
 import json
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any, TextIO
@@ -42,6 +44,8 @@ class Worker:
                 self._held.pop().__exit__(None, None, None)
             case "has_cache_for":
                 return _has_cache_for(self._model(command["model"]), command["tokens"])
+            case "time":
+                return _time(self._model(command["model"]), command["prompt"], command["tokens"])
             case "close":
                 self._close()
             case other:
@@ -77,6 +81,26 @@ def _open(directory: str, **swarm: Any) -> Any:
     """The local model, or, if `swarm` has options of PETALS' from_pretrained(), the distributed one."""
     kind = petals.AutoDistributedModelForCausalLM if swarm else transformers.AutoModelForCausalLM
     return kind.from_pretrained(directory, torch_dtype=torch.float32, **swarm).eval()
+
+
+def _time(model: Any, prompt: list[list[int]], tokens: int) -> list[float]:
+    """When each greedy token of generate() was there, by a clock in seconds."""
+    times = []
+
+    class Clock(transformers.StoppingCriteria):
+        def __call__(self, input_ids: Any, scores: Any, **_: Any) -> bool:
+            times.append(time.perf_counter())
+            return False
+
+    model.generate(
+        torch.tensor(prompt),
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        do_sample=False,
+        pad_token_id=0,
+        stopping_criteria=transformers.StoppingCriteriaList([Clock()]),
+    )
+    return times
 
 
 def _has_cache_for(model: Any, tokens: int) -> list[bool]:

@@ -1,0 +1,75 @@
+"""Every metric of GeoPETALS: names are vLLM's where vLLM has the quantity, under the prefix `geopetals_`.
+
+One registry for each process. To count something is one to two microseconds, and happens where it happens.
+"""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+
+_PREFIX = "geopetals"
+_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_SESSIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
+REGISTRY = CollectorRegistry()
+
+
+def _counter(name: str, text: str, *labels: str) -> Counter:
+    return Counter(name, text, labels, namespace=_PREFIX, registry=REGISTRY)
+
+
+def _gauge(name: str, text: str) -> Gauge:
+    return Gauge(name, text, namespace=_PREFIX, registry=REGISTRY)
+
+
+def _histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+    return Histogram(name, text, labels, namespace=_PREFIX, registry=REGISTRY, buckets=buckets)
+
+
+_HOP_SECONDS = _histogram("hop_seconds", "Where a step's time at a server goes", "stage")
+HOP_QUEUE = _HOP_SECONDS.labels("queue")
+HOP_COMPUTE = _HOP_SECONDS.labels("compute")
+HOP_NETWORK = _HOP_SECONDS.labels("network")
+HOP_SERIALIZE = _HOP_SECONDS.labels("serialize")
+BATCH_SIZE = _histogram("decode_batch_size", "Sessions in one decode batch", buckets=_SESSIONS)
+STEPS = _counter("steps", "Steps that were computed", "phase")
+PREFILL_STEPS, DECODE_STEPS = STEPS.labels("prefill"), STEPS.labels("decode")
+PROMPT_TOKENS = _counter("prompt_tokens", "Tokens of several-token steps, computed in all blocks asked for")
+GENERATION_TOKENS = _counter("generation_tokens", "Tokens of one-token steps, computed in all blocks asked for")
+REQUESTS_REFUSED = _counter("requests_refused", "Requests of peers that were answered with an error", "reason")
+
+REQUESTS_RUNNING = _gauge("num_requests_running", "Sessions that hold attention cache")
+REQUESTS_WAITING = _gauge("num_requests_waiting", "Sessions that wait for attention cache")
+KV_RESERVED = _gauge("kv_cache_reserved_block_tokens", "Attention cache reserved: tokens of one sequence in one block")
+KV_TOTAL = _gauge("kv_cache_total_block_tokens", "Attention cache there is: tokens of one sequence in one block")
+KV_USAGE = _gauge("kv_cache_usage_perc", "Share of the attention cache that is reserved, 0 to 1")
+
+TIME_TO_FIRST_TOKEN = _histogram("time_to_first_token_seconds", "A client's first step, opening of the chain included")
+INTER_TOKEN_LATENCY = _histogram("inter_token_latency_seconds", "A client's one-token steps, through all blocks")
+FAILOVERS = _counter("failovers", "Chains of running sessions that a client had to replace", "reason")
+
+
+def count_step(tokens: int, *, decode: bool) -> None:
+    """A step that a server has computed; `tokens` over all of its sequences."""
+    (DECODE_STEPS if decode else PREFILL_STEPS).inc()
+    (GENERATION_TOKENS if decode else PROMPT_TOKENS).inc(tokens)
+
+
+def watch_cache(
+    *, total: int, reserved: Callable[[], int], running: Callable[[], int], waiting: Callable[[], int]
+) -> None:
+    """Have the gauges read a server's state when somebody asks for them. The last caller's is shown."""
+    KV_TOTAL.set(total)
+    KV_RESERVED.set_function(reserved)
+    KV_USAGE.set_function(lambda: reserved() / total)
+    REQUESTS_RUNNING.set_function(running)
+    REQUESTS_WAITING.set_function(waiting)
+
+
+def serve(port: int) -> None:
+    """Answer http://127.0.0.1:`port`/metrics from a thread of its own. Raises OSError if the port is taken."""
+    from prometheus_client import start_http_server
+
+    ProcessCollector(namespace=_PREFIX, registry=REGISTRY)
+    PlatformCollector(registry=REGISTRY)
+    start_http_server(port, addr="127.0.0.1", registry=REGISTRY)
