@@ -1,6 +1,7 @@
 """rpc_inference: a stream for each session, spoken as PETALS does or, where the client asks for it, as a ring."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -29,6 +30,8 @@ from geopetals.swarm.wire import WireError, frame, send, send_error, short_peer,
 
 log = logging.getLogger(__name__)
 
+_HEAR_OUT_S, _MOST_TURNED_AWAY = 2.0, 64
+
 
 class InferenceService:
     """All inference sessions of one server."""
@@ -47,6 +50,7 @@ class InferenceService:
     ) -> None:
         self._stage, self._compute, self._admission, self._scheduler = stage, compute, admission, scheduler
         self._limits = limits
+        self._turned_away = 0
         self._swarm, self._length_limit, self._push = swarm, length_limit, push
         self._served = range(stage.start, stage.end)
         self._streams: set[asyncio.Task[Any]] = set()
@@ -76,8 +80,7 @@ class InferenceService:
         self._streams.add(task)
         peer = info.peer_id.to_base58()
         try:
-            with self._limits.session(peer):
-                await self._serve_stream(peer, reader, writer)
+            await self._serve_within_limits(peer, reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             log.debug("session.lost client=%s", short_peer(peer))
         except (WireError, GeoPetalsError) as error:
@@ -93,6 +96,32 @@ class InferenceService:
         finally:
             self._streams.discard(task)
             writer.close()
+
+    async def _serve_within_limits(self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(self._limits.session(peer))
+            except ServerFull as error:
+                await self._turn_away(error, reader, writer)
+                return
+            await self._limits.opening(peer)
+            await self._serve_stream(peer, reader, writer)
+
+    async def _turn_away(self, error: ServerFull, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Say why, and hear the client out: a stream that is closed on its words is reset, as if by a failure."""
+        metrics.REQUESTS_REFUSED.labels(type(error).__name__).inc()
+        send_error(writer, error)
+        if self._turned_away >= _MOST_TURNED_AWAY:
+            return
+        self._turned_away += 1
+        try:
+            async with asyncio.timeout(_HEAR_OUT_S):
+                while await reader.read(2**16):
+                    continue
+        except TimeoutError:
+            return
+        finally:
+            self._turned_away -= 1
 
     async def _serve_stream(self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         inbox = Inbox(reader, peer, self._limits)

@@ -19,8 +19,8 @@ class Limits:
     """Of one peer. `*_per_s` are sustained rates, of which a peer may save up `burst_s` seconds' worth.
 
     `sessions`: inference streams. `links`: push streams that have not named a session yet. `calls`: unary calls and
-    passes that run or wait; `passes` of them compute, or are next, the others wait. Too many messages are read later,
-    everything else that is too much is refused.
+    passes that run or wait; `passes` of them compute, or are next, the others wait. Sessions and messages that
+    come too fast are read later, everything else that is too much is refused.
     """
 
     sessions: int = 256
@@ -85,12 +85,10 @@ class PeerLimits:
 
     @contextlib.contextmanager
     def session(self, peer: str) -> Iterator[None]:
-        """An inference stream, from its first byte on. Raises ServerFull: another server may have room."""
+        """An inference stream. Raises ServerFull: another server may have room."""
         known, limits = self._of(peer), self._limits
         if known.sessions >= limits.sessions:
             raise ServerFull(f"a peer has at most {limits.sessions} sessions at a time on this server.")
-        if not known.opening.take_if_there(self._clock()):
-            raise ServerFull(f"a peer opens at most {limits.sessions_per_s:.0f} sessions a second on this server.")
         known.sessions += 1
         try:
             yield
@@ -128,6 +126,12 @@ class PeerLimits:
         """One of the few passes of a peer that may wait in line for the device: peers take turns, not calls."""
         async with self._of(peer).passes:
             yield
+
+    async def opening(self, peer: str) -> None:
+        """Wait until the peer may open another session."""
+        wait_s = self._of(peer).opening.take(self._clock())
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
 
     async def message(self, peer: str) -> None:
         """Wait until the peer may send another message: what is in a buffer is read without ever giving way."""

@@ -4,11 +4,9 @@ import asyncio
 import contextlib
 import os
 import threading
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -20,8 +18,8 @@ from hivemind.proto import runtime_pb2
 from transformers import PreTrainedModel
 
 from geopetals import metrics
-from geopetals.client import chain
 from geopetals.client.connection import UNREACHABLE
+from geopetals.client.hop import HopSession
 from geopetals.errors import GeoPetalsError
 from geopetals.join_token import JoinToken
 from geopetals.swarm.local import LocalServer, LocalSwarm
@@ -188,11 +186,6 @@ def failovers() -> float:
     )
 
 
-def noted(names: list[str], name: uuid.UUID) -> uuid.UUID:
-    names.append(name.hex)
-    return name
-
-
 def test_nobody_notices_hostile_peers(
     target: tuple[LocalSwarm, Path],
     llama: Path,
@@ -204,7 +197,13 @@ def test_nobody_notices_hostile_peers(
     servers = swarm.servers
     model = connect(llama, join=swarm.token)
     names: list[str] = []
-    monkeypatch.setattr(chain, "uuid", SimpleNamespace(uuid4=lambda: noted(names, uuid.uuid4())))
+    open_hop = HopSession.open
+
+    async def note_name(*arguments: Any, session_id: str, **options: Any) -> HopSession:
+        names.append(session_id)
+        return await open_hop(*arguments, session_id=session_id, **options)
+
+    monkeypatch.setattr(HopSession, "open", note_name)
     model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=2)
     free, before, memory_before, failed = free_cache(model, servers), footprint(servers), memory(servers), failovers()
     good, attack = GoodSession(model, local), Attack(swarm.token, servers, names)

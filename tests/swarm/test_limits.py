@@ -51,18 +51,16 @@ def test_too_many_at_a_time_are_refused_and_others_are_not(kind: str) -> None:
         pass
 
 
-@pytest.mark.parametrize("kind", ["session", "call"])
-def test_too_many_a_second_are_refused_until_time_has_passed(kind: str) -> None:
+def test_too_many_calls_a_second_are_refused_until_time_has_passed() -> None:
     clock = Clock()
-    limits = PeerLimits(Limits(sessions_per_s=2, calls_per_s=2, burst_s=2), clock=clock)
-    enter: Callable[[str], contextlib.AbstractContextManager[None]] = getattr(limits, kind)
+    limits = PeerLimits(Limits(calls_per_s=2, burst_s=2), clock=clock)
     for _ in range(4):
-        with enter("a"):
+        with limits.call("a"):
             pass
-    with pytest.raises(ServerFull, match="a second"), enter("a"):
+    with pytest.raises(ServerFull, match="a second"), limits.call("a"):
         pytest.fail("a fifth")
     clock.now += 0.5
-    with enter("a"):
+    with limits.call("a"):
         pass
 
 
