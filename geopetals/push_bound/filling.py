@@ -1,5 +1,7 @@
 """The least computing with all servers of a set: one block each, the others where they take the least time."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from geopetals.problem import Floats, Ints
@@ -29,3 +31,12 @@ def filling(graph: Graph, servers: list[int]) -> tuple[tuple[int, int], ...]:
         blocks[server] = 1 + more
         left -= more
     return tuple((server, blocks[server]) for server in servers)
+
+
+def path_s(graph: Graph, servers: list[int]) -> float:
+    """The time of the path over these servers, with the least computing. Infinite if there are none."""
+    if not servers:
+        return float("inf")
+    delay_s = graph.from_client_s[servers[0]] + graph.to_client_s[servers[-1]]
+    delay_s += sum(graph.between_s[hop] for hop in pairwise(servers))
+    return float(delay_s + sum(graph.block_s[server] * blocks for server, blocks in filling(graph, servers)))

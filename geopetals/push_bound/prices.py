@@ -1,10 +1,10 @@
-"""Prices and lists with which the bound of the relaxation is tight."""
+"""Prices with which the bound of the relaxation is tight."""
 
 import numpy as np
 
 from geopetals.problem import Floats
 from geopetals.push_bound.graph import Graph
-from geopetals.push_bound.relaxation import Lists, Relaxation
+from geopetals.push_bound.relaxation import Relaxation
 
 _MOMENTUM = 0.4
 _PATIENCE = 3
@@ -19,21 +19,16 @@ def first_prices(graph: Graph) -> Floats:
     return np.asarray(np.maximum(each_s[order[needed]] - each_s, 0) * graph.most)
 
 
-def tighten(relaxation: Relaxation, reached_s: float, *, steps: int, states: int) -> Relaxation:
-    """Better lists and prices, by subgradient steps of Polyak's length. A path is known that takes reached_s.
-
-    A server that is used twice gets on the lists of those between, until there are `states` states (Roberti and
-    Mingozzi, Transportation Science 48(3), 2014).
-    """
+def tighten(relaxation: Relaxation, reached_s: float, *, steps: int) -> None:
+    """Better prices, by subgradient steps of Polyak's length. A path is known that takes reached_s."""
     price_s = best_price_s = relaxation.price_s
     best_s, scale, stalled, direction = -np.inf, 1.0, 0, np.zeros_like(price_s)
     for _ in range(steps):
-        bound_s, path = relaxation.least_s(), relaxation.path()
+        bound_s = relaxation.least_s()
         stalled = 0 if bound_s > best_s * (1 + 1e-4) else stalled + 1
         if bound_s > best_s:
             best_s, best_price_s = bound_s, price_s
-        lists = longer_lists(relaxation.lists, path, states)
-        uses = np.bincount(path, minlength=price_s.size) - 1
+        uses = np.bincount(relaxation.path(), minlength=price_s.size) - 1
         direction = (1 - _MOMENTUM) * uses + _MOMENTUM * direction
         ascent = np.where((price_s <= 0) & (direction < 0), 0, direction)
         if bound_s >= reached_s or not ascent.any():
@@ -42,23 +37,6 @@ def tighten(relaxation: Relaxation, reached_s: float, *, steps: int, states: int
             price_s, scale, stalled = best_price_s, 0.7 * scale, 0
         step_s = scale * (min(reached_s, 1.3 * best_s) - bound_s) / (ascent**2).sum()
         price_s = np.maximum(price_s + step_s * ascent, 0)
-        if lists != relaxation.lists:
-            relaxation = Relaxation(relaxation.graph, lists)
         relaxation.set_prices(price_s)
     if relaxation.price_s is not best_price_s:
         relaxation.set_prices(best_price_s)
-    return relaxation
-
-
-def longer_lists(lists: Lists, path: list[int], states: int) -> Lists:
-    """Lists with which the path cannot use a server again so soon, as far as there are at most `states` states."""
-    most = max(states // len(lists), 1).bit_length()
-    last_use: dict[int, int] = {}
-    for place, server in enumerate(path):
-        between = path[last_use.get(server, place) + 1 : place]
-        longer = [[*each, server] if j in between and server not in each else each for j, each in enumerate(lists)]
-        lengths = [len(each) for each in longer]
-        if max(lengths) <= most and sum(1 << length for length in lengths) <= states:
-            lists = longer
-        last_use[server] = place
-    return lists

@@ -45,7 +45,7 @@ class Search:
         """(J, rates): what a use of a server costs, price included, beyond its blocks at that rate."""
         done = np.arange(graph.num_blocks, 0, -1)[:, None]
         self.rest_s = [(rate_s * done + relaxation.after_s[:-1]).min(axis=0) for rate_s in rates_s]
-        """(states,) for each rate: blocks before at that rate, and what comes after the server."""
+        """(J,) for each rate: blocks before at that rate, and what comes after the server."""
 
     def run(self, reached_s: float, width: int) -> tuple[float, list[int], float]:
         """Look for paths that take less than reached_s; of those with as many servers, extend the `width` most likely.
@@ -76,11 +76,10 @@ class Search:
         graph, visited = self.graph, layer.visited[:, None]
         delay_s = layer.delay_s[:, None] + (graph.between_s[layer.server] if count > 1 else graph.from_client_s)
         delay_s[(visited & (self.bits | graph.bars) != 0) | (graph.needs & ~visited != 0)] = np.inf
-        state = self.relaxation.state(visited, self.servers)
         used_s = (visited & self.bits != 0) @ self.use_s
         bound_s = np.full(delay_s.shape, -np.inf)
         for rate, rest_s in enumerate(self.rest_s):
-            np.maximum(bound_s, used_s[:, [rate]] + self.use_s[:, rate] + rest_s[state], out=bound_s)
+            np.maximum(bound_s, used_s[:, [rate]] + self.use_s[:, rate] + rest_s, out=bound_s)
         bound_s += delay_s - self.relaxation.price_s.sum()
         parent, server = np.nonzero(bound_s < limit_s)
         longer = _Layer(layer.visited[parent] | self.bits[server], server, delay_s[parent, server], parent)
@@ -97,9 +96,8 @@ class Search:
         price_s, server = self.relaxation.price_s, layer.server
         sets, rows = np.unique(layer.visited, return_inverse=True)
         compute_s = filled_s(self.graph, sets, count)[rows]
-        state = self.relaxation.state(layer.visited & ~self.bits[server], server)
         left = np.arange(self.graph.num_blocks - count, 0, -1)
-        after_s = self.relaxation.after_s[left[:, None], state].T
+        after_s = self.relaxation.after_s[left[:, None], server].T
         returned_s = (layer.visited[:, None] & self.bits == 0) @ price_s
         goes_on_s = (compute_s[:, :-1] + after_s).min(axis=1, initial=np.inf) - returned_s
         return layer.delay_s + compute_s[:, -1] + self.graph.to_client_s[server], layer.delay_s + goes_on_s
