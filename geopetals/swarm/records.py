@@ -17,6 +17,7 @@ from hivemind.utils.timed_storage import get_dht_time
 
 import geopetals
 from geopetals.errors import SwarmMismatch
+from geopetals.swarm.emulation import read_status
 from geopetals.swarm.identity import ModelIdentity
 from geopetals.swarm.stack import UID_DELIMITER, ModelInfo, ServerInfo, ServerState
 from geopetals.swarm.wire import short_peer
@@ -36,7 +37,8 @@ class ServerRecord:
 
     `inference_rps` is decode tokens per second through one block, `throughput` prompt tokens per second through all of
     its blocks (PETALS' conventions), `cache_tokens_left` how many more tokens fit into the cache of each block.
-    `block_hashes` maps blocks to the sha256 of their weights.
+    `block_hashes` maps blocks to the sha256 of their weights. `emulated` is what the server says of the device it
+    emulates, in benchmarks; None is a real one.
     """
 
     peer_id: str
@@ -50,6 +52,7 @@ class ServerRecord:
     cache_tokens_left: int | None = None
     identity: ModelIdentity | None = None
     block_hashes: Mapping[int, str] = field(default_factory=dict)
+    emulated: Mapping[str, Any] | None = None
 
     @property
     def is_online(self) -> bool:
@@ -68,14 +71,17 @@ async def announce(
     identity: ModelIdentity,
     block_hashes: Mapping[int, str],
     num_blocks: int,
+    emulated: Mapping[str, Any] | None = None,
 ) -> None:
     """Store one record per block of [info.start_block, info.end_block), and the model in the list of models."""
     state, throughput, extra = info.to_tuple()
     values = []
     for block in range(info.start_block, info.end_block):
-        additions = {"version": geopetals.__version__, "identity": identity.to_dict()}
+        additions: dict[str, Any] = {"version": geopetals.__version__, "identity": identity.to_dict()}
         if block in block_hashes:
             additions["weights_sha256"] = block_hashes[block]
+        if emulated is not None:
+            additions["emulated"] = emulated
         values.append((state, throughput, {**extra, _ADDITIONS: additions}))
     peer_id = node.protocol.p2p.peer_id.to_base58()
     expiration = get_dht_time() + EXPIRATION_S
@@ -171,6 +177,7 @@ def _merge(peer_id: str, entries: list[tuple[int, ServerInfo, dict[str, Any]]], 
         cache_tokens_left=None if info.cache_tokens_left is None else info.cache_tokens_left // (2 * (end - start)),
         identity=_identity(additions),
         block_hashes=hashes,
+        emulated=read_status(additions.get("emulated")),
     )
 
 
