@@ -14,7 +14,7 @@ NO_LIVE := -m "not live" --ignore=tests/live --ignore=tests/interop
 STOCK := tests/interop/stock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test test-live interop latest oldest constraints clean
+.PHONY: help demo check format test test-live stock interop latest oldest constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## show the targets
@@ -37,6 +37,8 @@ test: $(STAMP)  ## all tests that need no live swarm
 
 test-live: $(STAMP)  ## tests on real swarms of separate processes
 	$(VENV)/bin/pytest -m live tests/live $(ARGS)
+
+stock: .venv-stock/.installed  ## stock PETALS in an environment of its own, for comparisons
 
 interop: $(STAMP) .venv-stock/.installed  ## stock PETALS and GeoPETALS in one swarm, on Llama and BLOOM
 	$(VENV)/bin/pytest tests/interop $(ARGS)

@@ -5,7 +5,8 @@ Only network delay and computing count, no software overhead. Efficiency is this
 * Relay: a chain costs the same in any order of its servers, so it is a knapsack in which each server has a fixed charge
   t_cj, costs tau_j per block, and holds at most as many blocks as fit beside one session's caches. Exact by dynamic
   programming in O(J L) windows.
-* Push: the order matters. The bound is that of push_bound.py, which says whether it is exact.
+* Push: the order matters. Exact by search for up to 25 servers (push_bound). Beyond, or where the search is
+  stopped, it is a lower bound, and the method names which.
 """
 
 from dataclasses import dataclass, replace
@@ -98,7 +99,7 @@ def _push_bound(problem: Problem, client: int, most: Ints, overhead_s: float) ->
     delays = _without_overhead(problem.push.decode, used, client, overhead_s)
     found = cheapest_path(delays, problem.decode_block_s[used], most[used], problem.num_blocks)
     method: Method = "exact" if found.least_s == found.reached_s else "lower bound: the search was stopped"
-    if not found.path:
+    if not found.searched:
         method = "lower bound: servers may be used again"
     servers = tuple((int(used[server]), blocks) for server, blocks in found.path)
     return Bound(decode_s=found.least_s, method=method, reached_s=found.reached_s, blocks_of=servers)

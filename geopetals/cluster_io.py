@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from geopetals import models, topology
-from geopetals.cluster import Cluster
+from geopetals.cluster import Cluster, RttMatrix
 from geopetals.cluster.errors import ClusterError, shown_value
+from geopetals.cluster.kinds import Files
 from geopetals.errors import UnsupportedInput
 from geopetals.models import ModelCard
 from geopetals.topology import TOPOHUB, Topology
@@ -24,9 +25,31 @@ def load_cluster(path: str | Path) -> Cluster:
     return parse_cluster(_read(file), directory=file.parent, is_json=file.suffix == ".json")
 
 
+def read_document(path: str | Path) -> tuple[object, Path]:
+    """What a YAML or JSON file holds, and its directory. Raises UnsupportedInput."""
+    file = _at_home(path)
+    return _parse(_read(file), is_json=file.suffix == ".json"), file.parent
+
+
+def files_in(directory: Path) -> Files:
+    """What documents in this directory may refer to."""
+    return _Disk(directory)
+
+
 def parse_cluster(text: str, *, directory: Path, is_json: bool = False) -> Cluster:
     """Read a cluster from text; paths in it are relative to `directory`."""
     return Cluster.from_value(_parse(text, is_json=is_json), _Disk(directory))
+
+
+def load_rtts(path: str | Path) -> RttMatrix:
+    """Read a table of round-trip times from a CSV file, as docs/cluster.md describes it. Raises UnsupportedInput."""
+    file = _at_home(path)
+    return RttMatrix.from_value(file.name, _Disk(file.parent))
+
+
+def load_topology(source: str) -> Topology:
+    """A `.graph` file, or `topohub:GROUP/NAME`. Raises UnsupportedInput."""
+    return _Disk(Path()).topology(source)
 
 
 def dump_cluster(cluster: Cluster, *, as_json: bool = False) -> str:

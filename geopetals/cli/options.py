@@ -87,6 +87,22 @@ def probability(text: str) -> float:
     return value
 
 
+def seconds(text: str) -> float:
+    """A time above 0, up to a day."""
+    value = _number(text, 0.0, 86400.0, "seconds, above 0 and up to 86400")
+    if value == 0:
+        raise argparse.ArgumentTypeError("0 seconds are too short: write a number above 0.")
+    return value
+
+
+def percentile(text: str) -> float:
+    """Above 0 and up to 100."""
+    value = _number(text, 0.0, 100.0, "a percentile above 0 and up to 100")
+    if value == 0:
+        raise argparse.ArgumentTypeError("0 is no percentile: write a number above 0 and up to 100.")
+    return value
+
+
 def seed(text: str) -> int:
     """A seed of torch's random numbers."""
     if not re.fullmatch(r"\d{1,19}", text) or int(text) >= 2**63:

@@ -2,9 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from geopetals.cli import options
 from geopetals.errors import NetworkError, UnsupportedInput
+
+if TYPE_CHECKING:
+    from geopetals.swarm.emulation import DeviceSpec
 
 HELP = "serve some blocks of a model to a swarm"
 
@@ -70,6 +74,21 @@ def add_resource_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens each block can hold (default: 16384 with grouped heads, else 4096)",
     )
+    parser.add_argument(
+        "--emulate",
+        metavar="DEVICE",
+        help="for benchmarks: take this device's time, CLUSTER_FILE:SERVER or "
+        "'weights=2ms,per_session=0.1ms,fixed=2ms,per_token=0.2ms,memory=4GB' (per block)",
+    )
+    parser.add_argument(
+        "--dilation", type=float, default=1.0, metavar="K", help="with --emulate: all its times are K times as long"
+    )
+
+
+def emulated_device(args: argparse.Namespace) -> "DeviceSpec | None":
+    from geopetals.bench.devices import read_device
+
+    return read_device(args.emulate, dilation=args.dilation) if args.emulate else None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -101,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
         quantization=args.quantization,
         memory_bytes=args.memory,
         kv_cache_tokens=args.kv_cache_tokens,
+        emulate=emulated_device(args),
     )
     if args.metrics_port is not None:
         _serve_metrics(args.metrics_port)

@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 
+from geopetals.bench.devices import describe_device
 from geopetals.client.runtime import new_event_loop
 from geopetals.progress import Console
 from geopetals.swarm.network import is_loopback
@@ -45,6 +46,8 @@ def _tell(ready: ReadyServer, config: ServerConfig, model: str) -> None:
         f"attention cache up to {in_units(ready.kv_bytes)}, process {in_units(ready.process_bytes)}",
         f"peer {ready.peer_id}",
     ]
+    if config.emulate is not None:
+        lines.append(f"EMULATED DEVICE, for benchmarks only: {describe_device(config.emulate)}")
     if is_loopback(config.host):
         lines.append("this server is reachable from this machine only; --host 0.0.0.0 --public-ip IP opens it")
     name = shlex.quote(model)

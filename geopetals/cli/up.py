@@ -6,7 +6,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from geopetals.cli import options
-from geopetals.cli.serve import add_resource_arguments
+from geopetals.cli.serve import add_resource_arguments, emulated_device
 from geopetals.errors import SwarmFailure
 from geopetals.progress import Console
 from geopetals.units import in_units
@@ -26,10 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from geopetals.bench.devices import describe_device
     from geopetals.swarm.local import LocalSwarm
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)
+    device = emulated_device(args)
     swarm = LocalSwarm(
         args.model,
         revision=args.revision,
@@ -39,10 +41,13 @@ def run(args: argparse.Namespace) -> int:
         quantization=args.quantization,
         memory_bytes=args.memory,
         kv_cache_tokens=args.kv_cache_tokens,
+        emulate=device.to_dict() if device is not None else None,
     )
     with swarm:
         swarm.start(servers=args.servers)
         print("\n".join(describe(server) for server in swarm.servers))
+        if device is not None:
+            print(f"EMULATED DEVICES, for benchmarks only: {describe_device(device)}")
         print(f'to generate text:\n  geopetals generate --join {swarm.token} "The sun rises in the"')
         print(
             f"to chat:\n  geopetals chat --join {swarm.token}\nCtrl-C ends the swarm",

@@ -13,6 +13,7 @@ Result = TypeVar("Result")
 _JOIN_TIMEOUT_S = 10.0
 _CANCEL_TIMEOUT_S = 10.0
 _CLOSING_TURNS = 10
+_SIGNAL_CHECK_S = 0.5
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -58,6 +59,16 @@ class _Call(Generic[Result]):
             self.outcome.set_result(task.result())
 
 
+def _await_outcome(outcome: "concurrent.futures.Future[Result]") -> Result:
+    """In slices: a Ctrl-C just before the thread goes to sleep does not wake it, only its next turn sees it."""
+    while True:
+        try:
+            return outcome.result(_SIGNAL_CHECK_S)
+        except TimeoutError:
+            if outcome.done():  # the work's own, or done in the meantime
+                return outcome.result()
+
+
 class LoopThread:
     """Runs coroutines for other threads. `stop()` may be called from anywhere and more than once."""
 
@@ -76,7 +87,7 @@ class LoopThread:
             raise SwarmFailure("the connection to the swarm is closed: open the model again with from_pretrained().")
         call = _Call(self._loop, work)
         try:
-            return call.outcome.result()
+            return _await_outcome(call.outcome)
         except BaseException:
             call.cancel()  # and wait: what it holds must be in order before the caller goes on
             raise

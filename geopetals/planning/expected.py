@@ -17,7 +17,7 @@ Choose = Callable[[int], Route]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """Seconds; means over a client's sessions."""
+    """Seconds, of a session or in the mean of several."""
 
     ttft_s: float
     """Waiting included."""
@@ -45,18 +45,25 @@ def admit(problem: Problem, state: RouterState, choose: Choose, sessions: int) -
 
 
 def together(problem: Problem, routes: list[Route], objective: Objective) -> dict[int, Expected]:
-    """By client, of sessions in progress at once: servers decode for several, where that is known to slow them down."""
+    """By client, the means of `each_of`."""
+    found: dict[int, list[Expected]] = {}
+    for route, expected in zip(routes, each_of(problem, routes, objective), strict=True):
+        found.setdefault(route.client, []).append(expected)
+    return {client: _mean(each) for client, each in found.items()}
+
+
+def each_of(problem: Problem, routes: list[Route], objective: Objective) -> list[Expected]:
+    """Of sessions in progress at once: servers decode for several, where that is known to slow them down."""
     busy = None if problem.contention is None else BusyServers(problem, objective)
     if busy is not None:
         for route in routes:
             busy.add(route.chain, route.client, 1)
-    found: dict[int, list[Expected]] = {}
+    found = []
     for route in routes:
         lone = alone(problem, route.client, route.chain, objective)
         slower_s = 0.0 if busy is None else _slower_s(problem, busy, route)
-        expected = Expected(ttft_s=lone.ttft_s + route.wait_s, tpot_s=lone.tpot_s + slower_s, wait_s=route.wait_s)
-        found.setdefault(route.client, []).append(expected)
-    return {client: _mean(each) for client, each in found.items()}
+        found.append(Expected(ttft_s=lone.ttft_s + route.wait_s, tpot_s=lone.tpot_s + slower_s, wait_s=route.wait_s))
+    return found
 
 
 def mean_session_s(problem: Problem, routes: list[Route], together: dict[int, Expected]) -> float:

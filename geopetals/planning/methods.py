@@ -1,6 +1,7 @@
 """The placements that can be asked for by name."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -10,14 +11,26 @@ from geopetals.errors import MemoryShortage, UnsupportedInput
 from geopetals.placement.cg_bp import CgBp, blocks_to_hold, cg_bp
 from geopetals.placement.gsa import gsa
 from geopetals.placement.load import cg_bp_for_demand, design_load
+from geopetals.placement.search import SearchResult, search_placement, sessions_by_client
 from geopetals.plan import Placement
 from geopetals.planning.stock import StockSwarm
-from geopetals.problem import Problem
+from geopetals.problem import Ints, Problem
 from geopetals.routing.shortest import shortest_chain
 from geopetals.timing import Objective, session_costs
 
-Method = Literal["cg_bp", "petals", "gsa"]
+Method = Literal["search", "cg_bp", "exact", "petals", "gsa"]
 METHODS: tuple[Method, ...] = get_args(Method)
+EXACT_LIMIT_S = 60.0
+"""Of solving, unless another budget is given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """How long `search` and `exact` may take. Without seconds, search takes a fixed number of steps."""
+
+    seconds: float | None = None
+    clock: Callable[[], float] | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +41,28 @@ class Planned:
     sessions: int
     guarantee_s: float | None = None
     """CG-BP: no session's decode step takes longer with at most `sessions` at once that relay, without contention."""
+    mean_cost_s: float | None = None
+    """search and exact: the mean over those sessions of what they were chosen by, a session's time at once."""
+    cg_bp_cost_s: float | None = None
+    """search: the same with CG-BP for as many; None if it cannot place them."""
+    bound_s: float | None = None
+    """exact: no placement has a lower mean."""
 
 
-def place(cluster: Cluster, problem: Problem, swarm: StockSwarm, method: Method, objective: Objective) -> Planned:
+def place(
+    cluster: Cluster,
+    problem: Problem,
+    swarm: StockSwarm,
+    method: Method,
+    objective: Objective,
+    budget: Budget | None = None,
+) -> Planned:
     """Raises MemoryShortage or UnsupportedInput."""
+    budget = budget or Budget()
+    if method == "search":
+        return _search(cluster, problem, objective, budget)
+    if method == "exact":
+        return _exact(cluster, problem, objective, budget)
     if method == "gsa":
         return _gsa(cluster, problem, objective)
     if method == "petals":
@@ -52,6 +83,60 @@ def mean_s(problem: Problem, placement: Placement, objective: Objective) -> floa
     costs = session_costs(problem, objective)
     times_s = [shortest_chain(placement, costs, client)[0] for client in range(problem.num_clients)]
     return float(np.average(times_s, weights=problem.demand_per_s))
+
+
+def _search(cluster: Cluster, problem: Problem, objective: Objective, budget: Budget) -> Planned:
+    """For as many sessions as find room, if the demand asks for more; as many as the workload says, or none."""
+    sessions = _sessions(cluster, problem)
+    counts = sessions_by_client(problem, sessions)
+    if cluster.workload.sessions is None:
+        # Nobody who asks is left out because others ask more often.
+        raised = np.maximum(counts, problem.demand_per_s > 0)
+        found = _searched(problem, raised, objective, budget)
+        if not found.left_over:
+            return _planned(found, int(raised.sum()))
+    found = _searched(problem, counts, objective, budget)
+    carried = sessions - found.left_over
+    if not carried or (found.left_over and cluster.workload.sessions is not None):
+        raise MemoryShortage(f"{carried} of {sessions} sessions at once find room: add memory, or plan for fewer.")
+    return _planned(found, carried)
+
+
+def _searched(problem: Problem, counts: Ints, objective: Objective, budget: Budget) -> SearchResult:
+    return search_placement(
+        problem, counts, objective=objective, budget_s=budget.seconds, clock=budget.clock, seed=budget.seed
+    )
+
+
+def _planned(found: SearchResult, sessions: int) -> Planned:
+    cg_bp_s = found.cg_bp_cost_s
+    return Planned(
+        placement=found.placement,
+        sessions=sessions,
+        mean_cost_s=None if found.left_over else found.cost_s / sessions,
+        cg_bp_cost_s=None if cg_bp_s is None or found.left_over else cg_bp_s / sessions,
+    )
+
+
+def _exact(cluster: Cluster, problem: Problem, objective: Objective, budget: Budget) -> Planned:
+    from geopetals.placement.exact import exact_placement
+
+    if problem.contention is not None:
+        problem = replace(problem, contention=None)
+    sessions = _sessions(cluster, problem)
+    found = exact_placement(
+        problem,
+        sessions_by_client(problem, sessions),
+        objective=objective,
+        time_limit_s=EXACT_LIMIT_S if budget.seconds is None else budget.seconds,
+        seed=budget.seed,
+    )
+    return Planned(
+        placement=found.placement,
+        sessions=sessions,
+        mean_cost_s=found.cost_s / sessions,
+        bound_s=found.bound_s / sessions,
+    )
 
 
 def _cg_bp(cluster: Cluster, problem: Problem) -> CgBp:

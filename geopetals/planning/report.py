@@ -7,10 +7,11 @@ import numpy as np
 from geopetals.bound import Bound, decode_bound
 from geopetals.cluster import ClientId, Cluster, ServerId, to_problem
 from geopetals.errors import NoChain, ServerFull
+from geopetals.placement.search import sessions_by_client
 from geopetals.plan import Chain, Placement, Route, Span
 from geopetals.planning import expected
 from geopetals.planning.expected import Expected
-from geopetals.planning.methods import Method, Planned, place
+from geopetals.planning.methods import Budget, Method, Planned, place
 from geopetals.planning.stock import StockSwarm
 from geopetals.problem import Problem
 from geopetals.routing.shortest import shortest_chain
@@ -92,6 +93,19 @@ class PlanReport:
     servers: tuple[ServerReport, ...]
     clients: tuple[ClientReport, ...]
     petals: PetalsReport
+    mean_cost_s: float | None = None
+    """search and exact: the mean of what the placement was chosen by."""
+    cg_bp_cost_s: float | None = None
+    """search: the same with CG-BP."""
+    cost_bound_s: float | None = None
+    """No placement and routing has a lower mean; None if it was not looked for."""
+
+    @property
+    def gap(self) -> float | None:
+        """By how much the cost is above the bound at most, as a share of the bound."""
+        if self.mean_cost_s is None or not self.cost_bound_s:
+            return None
+        return max(self.mean_cost_s / self.cost_bound_s - 1, 0.0)
 
     @property
     def mean_tpot_s(self) -> float:
@@ -100,11 +114,21 @@ class PlanReport:
         return float(np.average([client.alone.tpot_s for client in self.clients], weights=weights))
 
 
-def plan(cluster: Cluster, *, method: Method = "cg_bp", objective: Objective = "relay") -> PlanReport:
-    """Place and route. Raises ClusterError, MemoryShortage, UnsupportedInput or NoChain."""
+def plan(
+    cluster: Cluster,
+    *,
+    method: Method = "search",
+    objective: Objective = "relay",
+    budget: Budget | None = None,
+    bound: bool = False,
+) -> PlanReport:
+    """Place and route. bound: look for a lower bound of what sessions cost at once, which may take long.
+
+    Raises ClusterError, MemoryShortage, UnsupportedInput or NoChain.
+    """
     problem, bare = to_problem(cluster), to_problem(cluster, overhead=False)
     swarm = StockSwarm(cluster, problem)
-    planned = place(cluster, problem, swarm, method, objective)
+    planned = place(cluster, problem, swarm, method, objective, budget)
     chains = _chains(problem, swarm, planned, method, objective)
     routes = _routes(problem, swarm, planned, method, objective)
     together = expected.together(problem, routes, objective)
@@ -128,7 +152,19 @@ def plan(cluster: Cluster, *, method: Method = "cg_bp", objective: Objective = "
             for index, (client, chain) in enumerate(zip(cluster.clients, chains, strict=True))
         ),
         petals=petals_report(problem, swarm, planned.sessions),
+        mean_cost_s=planned.mean_cost_s,
+        cg_bp_cost_s=planned.cg_bp_cost_s,
+        cost_bound_s=_cost_bound_s(problem, planned, objective) if bound else planned.bound_s,
     )
+
+
+def _cost_bound_s(problem: Problem, planned: Planned, objective: Objective) -> float:
+    """Of the mean session; what queueing for compute adds is not in it."""
+    from geopetals.placement.bounds import push_cost_bound, relay_cost_bound
+
+    bound = relay_cost_bound if objective == "relay" else push_cost_bound
+    total_s = bound(problem, sessions_by_client(problem, planned.sessions))
+    return max(total_s / planned.sessions, planned.bound_s or 0.0)
 
 
 def petals_report(
@@ -221,6 +257,10 @@ def report_json(report: PlanReport) -> dict[str, object]:
         "mean_tpot_s": report.mean_tpot_s,
         "mean_session_s": report.mean_session_s,
         "guaranteed_tpot_s": report.guarantee_s,
+        "mean_cost_s": report.mean_cost_s,
+        "cg_bp_cost_s": report.cg_bp_cost_s,
+        "cost_bound_s": report.cost_bound_s,
+        "gap": report.gap,
         "servers": [asdict(server) for server in report.servers],
         "clients": [_client_json(cluster, client) for client in report.clients],
         "petals": asdict(report.petals),

@@ -22,19 +22,19 @@ class StockSwarm:
     def __init__(self, cluster: Cluster, problem: Problem) -> None:
         self._problem = problem
         rtts, clients = rtt_s(cluster), problem.num_clients
-        self._pings = PingTimes(client_s=rtts[:clients, clients:], between_s=rtts[clients:, clients:])
-        self._announced = _announced(cluster, problem)
-        self._held = blocks_to_hold(problem, self._announced)
+        self.pings = PingTimes(client_s=rtts[:clients, clients:], between_s=rtts[clients:, clients:])
+        self.announced = _announced(cluster, problem)
+        self._held = blocks_to_hold(problem, self.announced)
 
     def placement(self, join_order: Sequence[int]) -> Placement:
         """Where servers settle that join in this order; blocks may stay without a server."""
-        return petals_placement(self._problem, self._held, self._announced.announced_rps(self._held), join_order)
+        return petals_placement(self._problem, self._held, self.announced.announced_rps(self._held), join_order)
 
     def router(self, placement: Placement) -> PetalsRouter:
         """Stock routing with stock servers' own cache budget."""
-        budget = cache_slots(self._problem, self._announced, placement.held)
+        budget = cache_slots(self._problem, self.announced, placement.held)
         state = RouterState(self._problem, placement, slots=np.minimum(budget, self._problem.slots(placement.held)))
-        return PetalsRouter(state, self._pings)
+        return PetalsRouter(state, self.pings)
 
     def tpots_s(self, placement: Placement) -> tuple[float, ...]:
         """Of a session alone, by client. Raises NoChain or ServerFull."""

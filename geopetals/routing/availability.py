@@ -11,7 +11,7 @@ from geopetals.routing.ledger import Ledger
 class Availability:
     """A ledger for each server, and what follows from them for sessions with one cache slot per block.
 
-    Sessions that hold more slots per block are computed when they ask, which takes time in proportion to the servers.
+    For sessions that hold more slots per block, servers without room for another one are computed when they ask.
     """
 
     def __init__(self, slots: Ints, arcs: Arcs) -> None:
@@ -22,6 +22,7 @@ class Availability:
     def lay_out(self, arcs: Arcs) -> None:
         """The servers hold other blocks from now on."""
         self._arcs_of = arcs.of_server
+        self._held = np.array([of_server.size for of_server in self._arcs_of])
         self._free_from_s = np.full(len(arcs), -np.inf)
         self._free_of_server = [[-float("inf")] * of_server.size for of_server in self._arcs_of]
         self._waits_s = np.zeros_like(self._free_from_s)
@@ -79,9 +80,15 @@ class Availability:
         return self.ledgers[server].free_from(blocks * slots_per_block)[slots_per_block - 1 :: slots_per_block]
 
     def _wide_free_from_s(self, slots_per_block: int) -> Floats:
-        free_from_s = np.empty_like(self._free_from_s)
-        for server, arcs in enumerate(self._arcs_of):
-            free_from_s[arcs] = self._of_server(server, slots_per_block)
+        free_from_s = np.full_like(self._free_from_s, -np.inf)
+        taken = np.array([ledger.booked - ledger.slots for ledger in self.ledgers])
+        short = np.flatnonzero(taken + self._held * slots_per_block > 0).tolist()
+        servers = [*short, *self.gone.difference(short)]
+        if servers:
+            values: list[float] = []
+            for server in servers:
+                values += self._of_server(server, slots_per_block)
+            free_from_s[np.concatenate([self._arcs_of[server] for server in servers])] = values
         return free_from_s
 
     def _refresh(self, now: float) -> None:

@@ -26,7 +26,7 @@ class Router(Protocol):
 
     state: RouterState
 
-    def route(self, client: int, now: float) -> Route:
+    def route(self, client: int, now: float, *, slots_per_block: int = 1) -> Route:
         """For a session that arrives now."""
         ...
 
@@ -68,24 +68,24 @@ class PetalsRouter:
         )
         self._lay_out()
 
-    def route(self, client: int, now: float) -> Route:
+    def route(self, client: int, now: float, *, slots_per_block: int = 1) -> Route:
         """Raises NoChain; ServerFull if a server of the chain can never hold the session."""
         if self._placement is not self.state.placement:
             self._lay_out()
-        extra_s = np.where(self._full(now), self._penalty_s, 0.0)
+        extra_s = np.where(self._full(now, slots_per_block), self._penalty_s, 0.0)
         for server in self.state.gone:
             extra_s[self._graph.arcs.of_server[server]] = np.inf
         cost_s, chain = self._graph.cheapest(client, extra_s)
-        return self.state.route_along(chain, client, now, cost_s=cost_s)
+        return self.state.route_along(chain, client, now, cost_s=cost_s, slots_per_block=slots_per_block)
 
     def _lay_out(self) -> None:
         self._placement = self.state.placement
         costs = HopCosts(block_s=self.state.problem.decode_block_s, push=self._delays)
         self._graph = build_graph(self._placement, costs)
 
-    def _full(self, now: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def _full(self, now: float, slots_per_block: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         if self._capacity is None:
-            return np.asarray(self.state.arc_waits_s(now) > 0)
+            return np.asarray(self.state.arc_waits_s(now, slots_per_block) > 0)
         full = self._capacity == sessions_on(self.state, now)
         return np.asarray(full[self._graph.arcs.server])
 
@@ -96,9 +96,9 @@ class LeastWaitRouter:
     def __init__(self, state: RouterState) -> None:
         self.state = state
 
-    def route(self, client: int, now: float) -> Route:
+    def route(self, client: int, now: float, *, slots_per_block: int = 1) -> Route:
         """Raises NoChain. The route's cost_s is the least cost plus largest wait."""
-        waits_s = self.state.arc_waits_s(now)
+        waits_s = self.state.arc_waits_s(now, slots_per_block)
         best: tuple[float, Chain] | None = None
         for limit_s in np.unique(waits_s).tolist():
             # A chain whose waits stay below the limit costs at least the cheapest chain so far allowed.
@@ -106,8 +106,9 @@ class LeastWaitRouter:
                 break
             best = self._within(limit_s, waits_s, client, best)
         if best is None:
-            return self.state.route(client, now)
-        return replace(self.state.route_along(best[1], client, now), cost_s=best[0])
+            return self.state.route(client, now, slots_per_block=slots_per_block)
+        route = self.state.route_along(best[1], client, now, slots_per_block=slots_per_block)
+        return replace(route, cost_s=best[0])
 
     def _within(
         self, limit_s: float, waits_s: Floats, client: int, best: tuple[float, Chain] | None

@@ -194,9 +194,9 @@ class RouterState:
         self.graph = build_graph(self.placement, self.costs)
         self._availability.lay_out(self.graph.arcs)
 
-    def arc_waits_s(self, now: float) -> Floats:
+    def arc_waits_s(self, now: float, slots_per_block: int = 1) -> Floats:
         """(arcs,): w_j(k) for each arc of the graph; infinite where it can never be taken."""
-        return self._availability.waits_s(now).copy()
+        return self._availability.waits_s(now, slots_per_block).copy()
 
     def service_s(self, chain: Chain, client: int) -> float:
         """Prefill and all decode steps of a session that starts now."""

@@ -57,7 +57,9 @@ class LocalSwarm:
     def __init__(
         self, model: str, *, revision: str | None = None, reporter: Reporter | None = None, **options: Any
     ) -> None:
-        """`options` are fields of ServerConfig that all servers share, as dtype or kv_cache_tokens."""
+        """`options` are fields of ServerConfig that all servers share, as dtype or kv_cache_tokens, in JSON's types:
+        `emulate` is DeviceSpec.to_dict().
+        """
         self.model = model
         self._revision = revision
         self._options = {key: value for key, value in options.items() if value is not None}

@@ -17,6 +17,7 @@ from hivemind.utils.timed_storage import get_dht_time
 
 import geopetals
 from geopetals.errors import SwarmMismatch
+from geopetals.swarm.emulation import read_status
 from geopetals.swarm.identity import ModelIdentity
 from geopetals.swarm.ring_messages import VERSION
 from geopetals.swarm.stack import UID_DELIMITER, ModelInfo, ServerInfo, ServerState
@@ -38,7 +39,8 @@ class ServerRecord:
     `inference_rps` is decode tokens per second through one block, `throughput` prompt tokens per second through all of
     its blocks (PETALS' conventions), `cache_tokens_left` how many more tokens fit into the cache of each block.
     `block_hashes` maps blocks to the sha256 of their weights. `protocol` is the version of our extension of PETALS'
-    sessions that it speaks, 0 for stock servers.
+    sessions that it speaks, 0 for stock servers. `emulated` is what the server says of the device it emulates, in
+    benchmarks; None is a real one.
     """
 
     peer_id: str
@@ -53,6 +55,7 @@ class ServerRecord:
     identity: ModelIdentity | None = None
     block_hashes: Mapping[int, str] = field(default_factory=dict)
     protocol: int = 0
+    emulated: Mapping[str, Any] | None = None
 
     @property
     def is_online(self) -> bool:
@@ -71,14 +74,21 @@ async def announce(
     identity: ModelIdentity,
     block_hashes: Mapping[int, str],
     num_blocks: int,
+    emulated: Mapping[str, Any] | None = None,
 ) -> None:
     """Store one record per block of [info.start_block, info.end_block), and the model in the list of models."""
     state, throughput, extra = info.to_tuple()
     values = []
     for block in range(info.start_block, info.end_block):
-        additions = {"version": geopetals.__version__, "protocol": VERSION, "identity": identity.to_dict()}
+        additions: dict[str, Any] = {
+            "version": geopetals.__version__,
+            "protocol": VERSION,
+            "identity": identity.to_dict(),
+        }
         if block in block_hashes:
             additions["weights_sha256"] = block_hashes[block]
+        if emulated is not None:
+            additions["emulated"] = emulated
         values.append((state, throughput, {**extra, _ADDITIONS: additions}))
     peer_id = node.protocol.p2p.peer_id.to_base58()
     expiration = get_dht_time() + EXPIRATION_S
@@ -175,6 +185,7 @@ def _merge(peer_id: str, entries: list[tuple[int, ServerInfo, dict[str, Any]]], 
         identity=_identity(additions),
         block_hashes=hashes,
         protocol=_protocol(additions),
+        emulated=read_status(additions.get("emulated")),
     )
 
 

@@ -19,6 +19,8 @@ from geopetals.swarm import devices, profile
 from geopetals.swarm.blocks import choose_blocks, default_kv_tokens, measured_block_bytes
 from geopetals.swarm.checkpoint import Checkpoint
 from geopetals.swarm.compute import ComputeThread, Priority
+from geopetals.swarm.emulated_stage import emulate
+from geopetals.swarm.emulation import DeviceSpec, EmulatedDevice
 from geopetals.swarm.handler import BlockHandler
 from geopetals.swarm.kv_budget import KVBudget
 from geopetals.swarm.network import Network, NetworkConfig, new_identity
@@ -40,6 +42,7 @@ class ServerConfig:
 
     `blocks` is the half-open span to serve, `count` how many blocks wherever they are needed. `memory_bytes` limits
     weights and attention cache together. `kv_cache_tokens` is how many tokens every block can hold over all sessions.
+    `emulate`, for benchmarks: steps take the time of that device, and its memory is the limit if no other is given.
     """
 
     model: str
@@ -60,6 +63,7 @@ class ServerConfig:
     name: str | None = None
     identity: bytes | None = None
     threads: int | None = None
+    emulate: DeviceSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +79,7 @@ class ReadyServer:
     kv_bytes: int
     process_bytes: int
     token: str
+    emulated: dict[str, Any] | None = None
 
 
 class BlockServer:
@@ -97,6 +102,7 @@ class BlockServer:
         self._block_hashes: dict[int, str] = {}
         self._network: Network | None = None
         self._info: Any = None  # ServerInfo, once the blocks are chosen
+        self._emulated = EmulatedDevice(config.emulate) if config.emulate is not None else None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop`; raises GeoPetalsError when the server cannot start."""
@@ -137,7 +143,7 @@ class BlockServer:
         servers = await read_servers(network.node, self.swarm, checkpoint.num_blocks)
         servers = check_same_model(self._identity, servers)
         self._kv_tokens = self._config.kv_cache_tokens or default_kv_tokens(checkpoint.config)
-        memory_bytes = self._config.memory_bytes or devices.usable_memory(self._device)
+        memory_bytes = self._config.memory_bytes or self._usable_memory()
         block_bytes = await self._compute.run(
             lambda: measured_block_bytes(
                 checkpoint, dtype=self._dtype, device=self._device, quantization=self._config.quantization
@@ -181,6 +187,10 @@ class BlockServer:
         self._info.inference_rps, self._info.forward_rps = speed.inference_rps, speed.forward_rps
         self._budget = KVBudget(self._kv_tokens * (self._end - self._start))
 
+    def _usable_memory(self) -> int:
+        emulated = self._config.emulate.memory_bytes if self._config.emulate is not None else None
+        return emulated or devices.usable_memory(self._device)
+
     def _load_stage(self) -> Stage:
         stage = load_stage(
             self._checkpoint,
@@ -196,7 +206,7 @@ class BlockServer:
             for block in range(self._start, self._end):
                 self._block_hashes[block] = self._checkpoint.block_hash(block)
                 advance(size // (self._end - self._start))
-        return stage
+        return emulate(stage, self._emulated) if self._emulated is not None else stage
 
     # -- serving -------------------------------------------------------------------------------------------------------
 
@@ -258,6 +268,7 @@ class BlockServer:
             identity=self._identity,
             block_hashes=self._block_hashes,
             num_blocks=self._checkpoint.num_blocks,
+            emulated=self._emulated.status() if self._emulated is not None else None,
         )
 
     async def _leave(self, network: Network) -> None:
@@ -284,6 +295,7 @@ class BlockServer:
             kv_bytes=self._stage.kv_bytes_per_token() * self._kv_tokens * blocks,
             process_bytes=devices.process_memory_bytes(),
             token=self._join_token(addresses).encode(),
+            emulated=self._config.emulate.to_dict() if self._config.emulate is not None else None,
         )
 
     def _join_token(self, addresses: tuple[str, ...]) -> JoinToken:

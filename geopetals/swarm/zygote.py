@@ -156,11 +156,13 @@ def _inspect(number: int, command: dict[str, Any]) -> None:
 def _serve(number: int, command: dict[str, Any]) -> None:
     from geopetals.client.runtime import new_event_loop
     from geopetals.join_token import JoinToken
+    from geopetals.swarm.emulation import DeviceSpec
     from geopetals.swarm.server import BlockServer, ServerConfig
 
     fields = dict(command["config"])
     fields["blocks"] = tuple(fields["blocks"])
     fields["token"] = JoinToken.decode(fields["token"]) if fields.get("token") else None
+    fields["emulate"] = DeviceSpec.from_dict(fields["emulate"]) if fields.get("emulate") else None
     server = BlockServer(
         ServerConfig(**fields),
         _Events(number),

@@ -36,8 +36,20 @@ def test_json_is_one_object_in_seconds_and_bytes(capsys: pytest.CaptureFixture[s
     assert cli.main(["plan", CAMPUS, "--json", "--objective", "push"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["objective"] == "push"
-    assert report["servers"][-1]["weight_bytes"] == 48 * 1323397667
+    last = report["servers"][-1]
+    assert last["weight_bytes"] == (last["blocks"]["end"] - last["blocks"]["start"]) * 1323397667
     assert 0.2 < report["clients"][0]["alone"]["tpot_s"] < 0.5
+
+
+def test_the_gap_and_the_service_level_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--bound", "--seed", "4", "--slo-ttft", "5", "--slo-tpot", "0.5", "--percentile", "95"]
+    assert cli.main(["plan", CAMPUS, *options]) == 0
+    output = capsys.readouterr().out
+    assert "All at once, a session takes 61.24 s in the mean, with CG-BP 61.24 s" in output
+    assert "the gap is 0.0% at most" in output
+    assert "Service level: p95 within TTFT 5.00 s and TPOT 500 ms up to " in output
+    assert cli.main(["plan", CAMPUS, "--json", "--slo-tpot", "0.01"]) == 0
+    assert json.loads(capsys.readouterr().out)["service_level"]["rate_per_s"] is None
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])

@@ -1,35 +1,52 @@
-"""Cases online_*: requests arrive one after another at one client, in the paper's accounting."""
+"""Cases online_*: requests arrive one after another at one client, in the paper's accounting.
 
-import heapq
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+They run through the simulator, whose policies place, route and wait.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from geopetals.errors import MemoryShortage, SwarmFailure
+from geopetals.errors import MemoryShortage
 from geopetals.placement.cg_bp import CgBp, cg_bp
 from geopetals.placement.load import design_load, largest_load, lone_session_s
-from geopetals.placement.petals import blocks_to_hold, cache_slots, petals_placement
-from geopetals.plan import Placement, Reservation, Route
+from geopetals.placement.petals import cache_slots
+from geopetals.plan import Placement, Route
 from geopetals.problem import Floats, Ints
-from geopetals.routing.backoff import paper_accounting
-from geopetals.routing.petals import LeastWaitRouter, PetalsRouter, Router, sessions_on
+from geopetals.routing.petals import sessions_on
 from geopetals.routing.state import RouterState
-from geopetals.timing import prefill_costs
+from geopetals.simulation.engine import Course
+from geopetals.simulation.policies import Constants, Desk, Planned, Router, Rules, Stock
+from geopetals.simulation.result import Fate, Result
+from geopetals.simulation.runs import run_course
+from geopetals.simulation.sessions import Sessions
+from geopetals.simulation.world import StockFacts, World
 from tests.golden.compare import close, from_one, names, same, same_placement
 from tests.golden.inputs import MS, Inputs
 
 
 @dataclass
-class Trace:
-    """What became of every request."""
+class Recorder:
+    """A router that notes what the result of a simulation does not have."""
 
-    routes: list[Route] = field(default_factory=list)
-    arrivals_s: list[float] = field(default_factory=list)
+    router: Router
+    state: RouterState
+    capacity: Ints | None
     raw_waits_s: list[float] = field(default_factory=list)
-    max_concurrent: int = 0
+    costs_s: list[float] = field(default_factory=list)
     oversubscribed_hops: int = 0
+
+    def route(self, client: int, now: float, *, slots_per_block: int = 1) -> Route:
+        route = self.router.route(client, now, slots_per_block=slots_per_block)
+        if self.capacity is not None:
+            over = sessions_on(self.state, now) > self.capacity
+            self.oversubscribed_hops += int(over[list(route.chain.servers)].sum())
+        raw_s = max(self.state.free_from_s(hop.server, hop.blocks, now) for hop in route.chain)
+        self.raw_waits_s.append(max(raw_s - now, 0.0))
+        self.costs_s.append(route.cost_s)
+        return route
 
 
 def check(inputs: Inputs, expected: dict[str, Any], comparable: dict[str, bool]) -> Iterator[str]:
@@ -43,8 +60,10 @@ def check(inputs: Inputs, expected: dict[str, Any], comparable: dict[str, bool])
         plan = cg_bp(inputs.capped, expected["R_used"])
         yield from check_cg_bp("cg_bp", plan, expected["cg_bp"])
     if comparable.get("ws_rr") and plan is not None:
-        state = _state(inputs, plan.placement, inputs.capped.slots(plan.placement.held), "proposed")
-        yield from _check_trace("ws_rr", inputs, state, state, expected["ws_rr"])
+        policy, world = Planned(published=True, sessions=expected["R_used"]), _world(inputs)
+        placement = policy.place(world, 0)
+        desk = policy.desk(world, inputs.capped, placement, _rules(inputs))
+        yield from _check_trace("ws_rr", inputs, placement, desk, expected["ws_rr"])
     yield from _check_petals(inputs, expected, comparable, plan)
 
 
@@ -82,37 +101,19 @@ def _check_load(inputs: Inputs, expected: dict[str, Any]) -> Iterator[str]:
 def _check_petals(
     inputs: Inputs, expected: dict[str, Any], comparable: dict[str, bool], plan: CgBp | None
 ) -> Iterator[str]:
-    problem, servers = inputs.capped, inputs.petals
-    held = blocks_to_hold(problem, servers)
-    rps = servers.announced_rps(held)
-    slots = _settle(cache_slots(problem, servers, held), held * (servers.cache_bytes / problem.kv_bytes), expected)
-    capacity = np.full(held.size, int(servers.cache_bytes // problem.kv_bytes))
-    stock = petals_placement(problem, held, rps, inputs.join_order)
+    order, sessions = tuple(inputs.join_order), None if plan is None else plan.sessions
+    policies = {
+        "petals": Stock(order=order),
+        "petals_optimized_routing": Stock(order=order, planned_routing=True),
+        "petals_optimized_order": Stock(order=order, planned_order=True, sessions=sessions),
+        "petals_optimized_number": Stock(order=order, planned_number=True, sessions=sessions),
+    }
     if comparable.get("petals_placement") and "a" in expected["petals"]:
-        yield from same_placement("petals", stock, expected["petals"])
-    if comparable.get("petals"):
-        yield from _check_stock("petals", inputs, stock, slots, capacity, expected)
-    if comparable.get("petals_optimized_routing"):
-        state = _state(inputs, stock, slots, "petals")
-        yield from _check_trace(
-            "petals_optimized_routing",
-            inputs,
-            state,
-            LeastWaitRouter(state),
-            expected["petals_optimized_routing"],
-        )
-    if plan is None:
-        return
-    if comparable.get("petals_optimized_order"):
-        placement = petals_placement(problem, held, rps, plan.order)
-        yield from _check_stock("petals_optimized_order", inputs, placement, slots, capacity, expected)
-    if comparable.get("petals_optimized_number"):
-        held = plan.placement.held
-        placement = petals_placement(problem, held, servers.announced_rps(held), inputs.join_order)
-        slots = problem.slots(held)
-        yield from _check_stock(
-            "petals_optimized_number", inputs, placement, slots, slots // np.maximum(held, 1), expected
-        )
+        yield from same_placement("petals", policies["petals"].place(_world(inputs), 0), expected["petals"])
+    for name, policy in policies.items():
+        needs_plan = policy.planned_order or policy.planned_number
+        if comparable.get(name) and not (needs_plan and plan is None):
+            yield from _check_stock(name, inputs, policy, expected)
 
 
 def _settle(slots: Ints, exact: Floats, expected: dict[str, Any]) -> Ints:
@@ -123,104 +124,94 @@ def _settle(slots: Ints, exact: Floats, expected: dict[str, Any]) -> Ints:
     return np.where(tied, expected["petals"]["cache_slots"], slots)
 
 
-def _check_stock(
-    name: str, inputs: Inputs, placement: Placement, slots: Ints, capacity: Ints, expected: dict[str, Any]
-) -> Iterator[str]:
-    answer = expected[name]
-    if "a" in answer:
-        yield from same_placement(name, placement, answer)
-    yield from same(f"{name}.session_capacity", capacity.tolist(), answer.get("session_capacity", capacity.tolist()))
-    state = _state(inputs, placement, slots, "petals")
-    router = PetalsRouter(
-        state,
-        inputs.pings,
-        session_capacity=capacity,
+def _check_stock(name: str, inputs: Inputs, policy: Stock, expected: dict[str, Any]) -> Iterator[str]:
+    answer, world, problem = expected[name], _world(inputs), inputs.capped
+    policy = replace(
+        policy,
         hop_overhead_s=inputs.seconds("petals_hop_overhead_ms"),
         full_penalty_s=inputs.seconds("petals_full_penalty_ms"),
     )
-    yield from _check_trace(name, inputs, state, router, answer, capacity=capacity)
+    placement = policy.place(world, 0)
+    if "a" in answer:
+        yield from same_placement(name, placement, answer)
+    capacity = policy.capacity(world, problem, placement)
+    yield from same(f"{name}.session_capacity", capacity.tolist(), answer.get("session_capacity", capacity.tolist()))
+    rules, held = _rules(inputs), placement.held
+    if policy.planned_number:
+        desk = policy.desk(world, problem, placement, rules)
+    else:
+        slots = cache_slots(problem, inputs.petals, held)
+        slots = _settle(slots, held * (inputs.petals.cache_bytes / problem.kv_bytes), expected)
+        desk = policy.desk_with(world, problem, placement, rules, slots)
+    counted = None if policy.planned_routing else capacity
+    yield from _check_trace(name, inputs, placement, desk, answer, capacity=counted)
 
 
-def _state(inputs: Inputs, placement: Placement, slots: Ints, method: str) -> RouterState:
-    constant_s = inputs.seconds("initial_delay_ms") + inputs.seconds(f"allocation_delay_{method}_ms")
-    return RouterState(inputs.capped, placement, slots=slots, accounting=paper_accounting(constant_s))
+def _world(inputs: Inputs) -> World:
+    return World(problem=inputs.capped, stock=StockFacts(servers=inputs.petals, pings=inputs.pings))
 
 
-def _run(state: RouterState, router: Router | RouterState, gaps_ms: Sequence[float], capacity: Ints | None) -> Trace:
-    trace, now = Trace(), 0.0
-    running: list[tuple[float, int, Reservation]] = []
-    for gap_ms in gaps_ms:
-        now += gap_ms * MS
-        while running and running[0][0] <= now:
-            state.close(heapq.heappop(running)[2], now)
-        route = router.route(0, now)
-        if capacity is not None:
-            over = sessions_on(state, now) > capacity
-            trace.oversubscribed_hops += int(over[list(route.chain.servers)].sum())
-        raw_s = max(state.free_from_s(hop.server, hop.blocks, now) for hop in route.chain)
-        trace.raw_waits_s.append(max(raw_s - now, 0.0))
-        reservation = state.open(route, now)
-        heapq.heappush(running, (reservation.end_s, reservation.number, reservation))
-        trace.routes.append(route)
-        trace.arrivals_s.append(now)
-        trace.max_concurrent = max(trace.max_concurrent, len(running))
-    return trace
+def _rules(inputs: Inputs) -> Rules:
+    constants = Constants(
+        initial_s=inputs.seconds("initial_delay_ms"),
+        petals_s=inputs.seconds("allocation_delay_petals_ms"),
+        planned_s=inputs.seconds("allocation_delay_proposed_ms"),
+    )
+    return Rules(paper=True, constants=constants)
 
 
-def _check_no_route(
-    name: str, inputs: Inputs, state: RouterState, router: Router | RouterState, error: str
-) -> Iterator[str]:
-    try:
-        _run(state, router, inputs.raw["interarrival_ms"], None)
-    except SwarmFailure:
-        return
-    yield f"{name}: found routes, expected {error!r}"
+def _run(inputs: Inputs, placement: Placement, desk: Desk) -> Result:
+    arrival_s = np.cumsum(np.array(inputs.raw["interarrival_ms"]) * MS)
+    sessions = Sessions(client=np.zeros(arrival_s.size, dtype=np.int64), arrival_s=arrival_s)
+    course = Course(world=_world(inputs), problem=inputs.capped, sessions=sessions)
+    return run_course(course, desk, placement, policy_name="golden")
 
 
 def _check_trace(
     name: str,
     inputs: Inputs,
-    state: RouterState,
-    router: Router | RouterState,
+    placement: Placement,
+    desk: Desk,
     expected: dict[str, Any],
     *,
     capacity: Ints | None = None,
 ) -> Iterator[str]:
+    recorder = Recorder(router=desk.router, state=desk.state, capacity=capacity)
+    slots = [ledger.slots for ledger in desk.state.ledgers]
+    result = _run(inputs, placement, replace(desk, router=recorder))
     if "error" in expected:
-        yield from _check_no_route(name, inputs, state, router, expected["error"])
+        if not (result.log.fate == Fate.REFUSED).all():
+            yield f"{name}: found routes, expected {expected['error']!r}"
         return
-    slots = [ledger.slots for ledger in state.ledgers]
     yield from same(f"{name}.cache_slots", slots, expected.get("cache_slots", slots))
-    trace = _run(state, router, inputs.raw["interarrival_ms"], capacity)
-    yield from same(f"{name}.chains", names([route.chain for route in trace.routes]), expected["chains"])
-    prefill = prefill_costs(state.problem)
-    constant_s = state.accounting.constant_s
-    arrivals, routes = trace.arrivals_s, trace.routes
+    log = result.log
+    yield from same(f"{name}.fate", log.fate.tolist(), [Fate.COMPLETED] * len(log.chains))
+    yield from same(f"{name}.chains", names([chain for chain in log.chains if chain]), expected["chains"])
     series = {
-        "arrival_ms": arrivals,
-        "raw_wait_ms": trace.raw_waits_s,
-        "wait_ms": [route.wait_s for route in routes],
-        "total_ms": [route.end_s - now for route, now in zip(routes, arrivals, strict=True)],
-        "ttft_ms": [route.wait_s + constant_s + prefill.chain_s(route.client, route.chain) for route in routes],
-        "completion_ms": [route.end_s for route in routes],
+        "arrival_ms": log.arrival_s,
+        "raw_wait_ms": np.array(recorder.raw_waits_s),
+        "wait_ms": log.wait_s,
+        "total_ms": log.end_s - log.arrival_s,
+        "ttft_ms": log.first_s - log.arrival_s,
+        "completion_ms": log.end_s,
     }
     for key, values in series.items():
-        yield from close(f"{name}.{key}", np.array(values) / MS, expected[key])
+        yield from close(f"{name}.{key}", (values / MS).tolist(), expected[key])
     sums = {
-        "sum_total_ms": sum(series["total_ms"]),
-        "avg_ttft_ms": float(np.mean(series["ttft_ms"])),
-        "avg_wait_ms": float(np.mean(series["wait_ms"])),
+        "sum_total_ms": float(series["total_ms"].sum()),
+        "avg_ttft_ms": float(series["ttft_ms"].mean()),
+        "avg_wait_ms": float(series["wait_ms"].mean()),
     }
     for key, value in sums.items():
         yield from close(f"{name}.{key}", value / MS, expected.get(key, value / MS))
     if "objective_ms" in expected:
-        yield from close(f"{name}.objective_ms", [r.cost_s / MS for r in routes], expected["objective_ms"])
+        yield from close(f"{name}.objective_ms", [cost_s / MS for cost_s in recorder.costs_s], expected["objective_ms"])
     yield from same(
-        f"{name}.max_concurrent", trace.max_concurrent, expected.get("max_concurrent", trace.max_concurrent)
+        f"{name}.max_concurrent", result.max_concurrent, expected.get("max_concurrent", result.max_concurrent)
     )
     if capacity is not None:
         yield from same(
             f"{name}.hops_on_oversubscribed_servers",
-            trace.oversubscribed_hops,
+            recorder.oversubscribed_hops,
             expected["hops_on_oversubscribed_servers"],
         )

@@ -11,7 +11,7 @@ from geopetals.cluster_io import load_cluster, parse_cluster
 from geopetals.errors import GeoPetalsError, MemoryShortage, UnsupportedInput
 from geopetals.planning import PlanReport, plan, report_json
 from geopetals.planning.expected import shared_out
-from geopetals.planning.methods import METHODS, Method
+from geopetals.planning.methods import METHODS, Budget, Method
 from geopetals.timing import Objective
 
 EXAMPLES = Path(__file__).parents[2] / "examples/clusters"
@@ -37,7 +37,12 @@ def one_client(old: str = "", new: str = "") -> Cluster:
 
 
 CASES: list[tuple[str, Method, Objective]] = [
-    *((name, "cg_bp", objective) for name in NAMES for objective in ("relay", "push")),  # type: ignore[misc]
+    *(
+        (name, method, objective)  # type: ignore[misc]
+        for name in NAMES
+        for method in ("search", "cg_bp")
+        for objective in ("relay", "push")
+    ),
     *((name, "petals", "relay") for name in NAMES),  # type: ignore[misc]
 ]
 
@@ -85,11 +90,31 @@ def test_json_has_the_same_and_is_json(planned: PlanReport) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sessions_planned_for_need_not_wait_and_keep_the_guarantee(name: str) -> None:
-    report = plan(example(name))
+    report = plan(example(name), method="cg_bp")
     assert report.guarantee_s is not None
     for client in report.clients:
         assert client.alone.tpot_s <= report.guarantee_s + 1e-12
         assert client.together is None or client.together.wait_s == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("objective", ["relay", "push"])
+def test_search_is_no_dearer_than_cg_bp_and_not_below_the_bound(name: str, objective: Objective) -> None:
+    report = plan(example(name), objective=objective, bound=True)
+    assert report.method == "search"
+    assert report.mean_cost_s is not None
+    assert report.cg_bp_cost_s is None or report.mean_cost_s <= report.cg_bp_cost_s * (1 + 1e-9)
+    assert report.cost_bound_s is not None
+    assert report.cost_bound_s <= report.mean_cost_s * (1 + 1e-9)
+    assert report.gap == pytest.approx(report.mean_cost_s / report.cost_bound_s - 1, abs=1e-9)
+    assert all(client.together is not None and client.together.wait_s == 0 for client in report.clients)
+
+
+def test_a_budget_of_time_and_a_seed_are_passed_on() -> None:
+    ticks = iter(range(1_000))
+    budget = Budget(seconds=5.0, clock=lambda: float(next(ticks)), seed=3)
+    assert plan(one_client(), budget=budget).mean_cost_s is not None
+    assert next(ticks) > 5
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,163 @@
+"""Do clients see the times of the emulated device, also when several sessions share it?
+
+Method. A tiny Llama (6 blocks) on one server on loopback, on a device that takes 4 ms + 1 ms per session and block to
+decode, and 2 ms + 0.2 ms per token and block to prefill. 1, 2 and 4 sessions start at once and make 24 tokens each from
+64. The overhead of software is measured first, in the same run, on a device 2.5 times as fast (slower still than the
+real computing): TPOT of one session less that device's time. Predicted, per token and for n sessions that the server
+computes one by one:
+
+    S = 6 * (4 ms + 1 ms)      one session: S + overhead     n sessions: n * S to n * S + overhead
+
+as software's work for one session may be hidden behind the device's for another; and for the first token of one session
+6 * (2 ms + 64 * 0.2 ms) + overhead, counted from when its cache is reserved. `off_percent` is what lies outside.
+Neither system computes sessions together today (BATCHES). Three rounds, stock PETALS beside us in each; its own
+profiler should believe 200 tokens/s per block (`stock_believed_inference_rps`).
+
+    python benchmarks/device_emulation.py [--quick] [--no-stock] [--dilation K] [--out FILE]
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from provenance import write_results
+
+sys.path.append(str(Path(__file__).parents[1]))
+from geopetals.bench.lengths import Length
+from geopetals.bench.our_server import OurServerSpec, our_swarm
+from geopetals.bench.report import result
+from geopetals.bench.run import run_load
+from geopetals.bench.stock_server import StockServerSpec, stock_swarm
+from geopetals.bench.systems import GEOPETALS, STOCK, SystemUnderTest
+from geopetals.bench.workload import Load, draw
+from geopetals.join_token import JoinToken
+from geopetals.swarm.emulation import DeviceSpec
+from tests.interop.checkpoints import NUM_BLOCKS, save
+
+BATCHES = {GEOPETALS: False, STOCK: False}
+_SWARM, _SESSIONS, _PROMPT, _OUTPUT, _SEED = "tiny-llama", (1, 2, 4), 64, 24, 20251221
+_FIGURES_S = {"weights_s": 0.004, "session_s": 0.001, "fixed_s": 0.002, "token_s": 0.0002}
+_SLOW, _FAST = DeviceSpec(**_FIGURES_S), DeviceSpec(**{name: value / 2.5 for name, value in _FIGURES_S.items()})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--quick", action="store_true", help="one round")
+    parser.add_argument("--no-stock", action="store_true", help="without stock PETALS")
+    parser.add_argument("--dilation", type=float, default=1.0, help="the device is this much slower")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "device_emulation.json")
+    args = parser.parse_args()
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        model = save("llama", Path(folder) / "llama")
+        for number in range(1 if args.quick else 3):
+            for system in (GEOPETALS,) if args.no_stock else (GEOPETALS, STOCK):
+                for device in (_FAST, _SLOW):
+                    dilated = replace(device, dilation=args.dilation)
+                    runs += [{"round": number, "slow": device is _SLOW, **run} for run in _runs(system, model, dilated)]
+    write_results(args.out, summary=_summary(runs), runs=runs, seed=_SEED)
+    return 0
+
+
+def _runs(system: str, model: Path, device: DeviceSpec) -> Iterator[dict[str, Any]]:
+    with _server(system, model, device) as peers:
+        under_test = SystemUnderTest(system=system, model=str(model), initial_peers=peers, swarm=_SWARM)
+        for sessions in _SESSIONS if device.weights_s == _SLOW.weights_s else (1,):
+            run = _run(under_test, sessions, device.dilation)
+            yield {"system": system, "sessions": sessions, **run}
+            print({"system": system, "sessions": sessions, "tpot_ms": run["tpot_ms"]}, flush=True)
+
+
+@contextmanager
+def _server(system: str, model: Path, device: DeviceSpec) -> Iterator[tuple[str, ...]]:
+    span = (0, NUM_BLOCKS)
+    if system == STOCK:
+        with stock_swarm(model, [StockServerSpec(span=span, device=device)], swarm=_SWARM) as swarm:
+            yield swarm.peers
+    else:
+        with our_swarm(model, [OurServerSpec(span=span, device=device)], swarm=_SWARM) as token:
+            yield JoinToken.decode(token).peers
+
+
+def _run(under_test: SystemUnderTest, sessions: int, dilation: float) -> dict[str, Any]:
+    load = Load(
+        rates={"local": float("inf")},
+        requests=sessions,
+        prompt_tokens=Length(low=_PROMPT, high=_PROMPT),
+        output_tokens=Length(low=_OUTPUT, high=_OUTPUT),
+        warmups=1,
+    )
+    record = run_load(
+        [under_test.worker("local")],
+        lambda vocabulary: draw(load, vocabulary=vocabulary, seed=_SEED),
+        dilation=dilation,
+    )
+    found = result(
+        record,
+        system=under_test,
+        load=load,
+        command="",
+        seed=_SEED,
+        dilation=dilation,
+        goodput_ms={},
+        details=False,
+        wan=None,
+    )
+    summary, known = found["summary"], found["clients"]["after"]["local"]["servers"][0]
+    return {
+        "tpot_ms": summary["mean_tpot_ms"],
+        "p99_itl_ms": summary["p99_itl_ms"],
+        "prefill_ms": summary["mean_ttft_ms"] - summary["mean_wait_ms"],
+        "completed": summary["completed"],
+        "inference_rps": known["inference_rps"],
+        "tokens_sha256": found["tokens_sha256"],
+        "verdict": found["verdict"],
+        "devices": found["emulated_devices"],
+    }
+
+
+def _summary(runs: list[dict[str, Any]]) -> dict[str, float]:
+    summary: dict[str, float] = {}
+    for system in dict.fromkeys(run["system"] for run in runs):
+        here = [run for run in runs if run["system"] == system]
+        fast_ms = statistics.median(run["tpot_ms"] for run in here if not run["slow"] and run["sessions"] == 1)
+        overhead_ms = fast_ms - 1000 * _FAST.decode_s(blocks=NUM_BLOCKS, sessions=1)
+        summary[f"{system}_overhead_ms"] = overhead_ms
+        for sessions in _SESSIONS:
+            slow = [run for run in here if run["slow"] and run["sessions"] == sessions]
+            measured_ms = statistics.median(run["tpot_ms"] for run in slow)
+            device_ms = 1000 * _step_s(system, sessions)
+            predicted_ms = (device_ms if sessions > 1 else device_ms + overhead_ms, device_ms + overhead_ms)
+            summary[f"{system}_tpot_ms_{sessions}_sessions"] = measured_ms
+            summary[f"{system}_predicted_ms_{sessions}_sessions"] = predicted_ms[1]
+            summary[f"{system}_off_percent_{sessions}_sessions"] = _off_percent(measured_ms, *predicted_ms)
+        alone = [run for run in here if run["slow"] and run["sessions"] == 1]
+        prefill_ms = 1000 * _SLOW.prefill_s(blocks=NUM_BLOCKS, tokens=_PROMPT) + overhead_ms
+        measured_ms = statistics.median(run["prefill_ms"] for run in alone)
+        summary[f"{system}_prefill_off_percent"] = _off_percent(measured_ms, prefill_ms, prefill_ms)
+        summary[f"{system}_believed_inference_rps"] = statistics.median(run["inference_rps"] for run in alone)
+        summary[f"{system}_accepted_runs"] = sum(run["verdict"]["accepted"] for run in here)
+        summary[f"{system}_runs"] = len(here)
+    return summary
+
+
+def _off_percent(measured: float, low: float, high: float) -> float:
+    """0 from low to high, else how far outside."""
+    nearest = min(max(measured, low), high)
+    return 100 * (measured / nearest - 1)
+
+
+def _step_s(system: str, sessions: int) -> float:
+    if BATCHES[system]:
+        return _SLOW.decode_s(blocks=NUM_BLOCKS, sessions=sessions)
+    return sessions * _SLOW.decode_s(blocks=NUM_BLOCKS, sessions=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Load on a swarm, ours or stock PETALS', and what came of it."""
