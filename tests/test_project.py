@@ -4,10 +4,10 @@ import ast
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
@@ -151,11 +151,15 @@ def test_light_commands_load_no_heavy_package(command: str) -> None:
     assert not HEAVY & set(json.loads(result.stdout.splitlines()[-1]))
 
 
-def test_help_answers_in_half_a_second() -> None:
+def test_help_takes_less_than_half_a_second_of_a_processor() -> None:
+    def used_s() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     def seconds() -> float:
-        start = time.perf_counter()
+        before_s = used_s()
         assert run(sys.executable, "-m", "geopetals", "--help").returncode == 0
-        return time.perf_counter() - start
+        return used_s() - before_s
 
     assert min(seconds() for _ in range(5)) < 0.5
 

@@ -105,8 +105,9 @@ def idle(model: Any, servers: list[LocalServer]) -> bool:
 
 
 def ours(model: Any) -> tuple[int, int, list[str]]:
-    """Descriptors and threads of this process, and what of ours runs on the client's event loop: hivemind comes and goes as it
-    likes to refresh its cache of the DHT.
+    """Descriptors and threads of this process, and what of ours runs on the client's event loop.
+
+    What is hivemind's does not count: it comes and goes to refresh its cache of the DHT.
     """
 
     async def tasks() -> list[str]:
