@@ -3,14 +3,15 @@
 Method. A tiny Llama (6 blocks) on one server on loopback, on a device that takes 4 ms + 1 ms per session and block to
 decode, and 2 ms + 0.2 ms per token and block to prefill. 1, 2 and 4 sessions start at once and make 24 tokens each from
 64. The overhead of software is measured first, in the same run, on a device 2.5 times as fast (slower still than the
-real computing): TPOT of one session less that device's time. Predicted, per token and for n sessions that the server
-computes one by one:
+real computing): TPOT of one session less that device's time. Predicted, per token:
 
-    S = 6 * (4 ms + 1 ms)      one session: S + overhead     n sessions: n * S to n * S + overhead
+    one session                             S + overhead               S = 6 * (4 ms + 1 ms)
+    n sessions that are computed one by one n * S to n * S + overhead
+    n sessions that are computed together   B to B + overhead          B = 6 * (4 ms + n * 1 ms)
 
 as software's work for one session may be hidden behind the device's for another; and for the first token of one session
 6 * (2 ms + 64 * 0.2 ms) + overhead, counted from when its cache is reserved. `off_percent` is what lies outside.
-Neither system computes sessions together today (BATCHES). Three rounds, stock PETALS beside us in each; its own
+We compute sessions together, stock PETALS does not (BATCHES). Three rounds, stock PETALS beside us in each; its own
 profiler should believe 200 tokens/s per block (`stock_believed_inference_rps`).
 
     python benchmarks/device_emulation.py [--quick] [--no-stock] [--dilation K] [--out FILE]
@@ -40,7 +41,7 @@ from geopetals.join_token import JoinToken
 from geopetals.swarm.emulation import DeviceSpec
 from tests.interop.checkpoints import NUM_BLOCKS, save
 
-BATCHES = {GEOPETALS: False, STOCK: False}
+BATCHES = {GEOPETALS: True, STOCK: False}
 _SWARM, _SESSIONS, _PROMPT, _OUTPUT, _SEED = "tiny-llama", (1, 2, 4), 64, 24, 20251221
 _FIGURES_S = {"weights_s": 0.004, "session_s": 0.001, "fixed_s": 0.002, "token_s": 0.0002}
 _SLOW, _FAST = DeviceSpec(**_FIGURES_S), DeviceSpec(**{name: value / 2.5 for name, value in _FIGURES_S.items()})

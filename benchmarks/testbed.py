@@ -8,9 +8,9 @@ in the same processes' network with all delays 0; the prediction is that TPOT pl
     relay (the client asks each server itself)   40 + 100 ms
     push  (servers hand on)                      20 + 30 + 50 ms
 
-per token. Both systems relay today (PATHS). Tokens are compared with an unmodified local model's, and between systems.
-The network's lateness, the machine's load and the verdict of the rejection rule stand in each run. Needs root, or
-user namespaces, and .venv-stock (`make stock`); `--no-stock` leaves PETALS out.
+per token. We push, stock PETALS relays (PATHS). Tokens are compared with an unmodified local model's, and between
+systems. The network's lateness, the machine's load and the verdict of the rejection rule stand in each run. Needs
+root, or user namespaces, and .venv-stock (`make stock`); `--no-stock` leaves PETALS out.
 
     python benchmarks/testbed.py [--quick] [--no-stock] [--dilation K] [--out FILE]
 """
@@ -42,7 +42,7 @@ from tests.interop.checkpoints import NUM_BLOCKS, save
 
 _SWARM, _SPANS, _SERVERS = "tiny-llama", ((0, 3), (3, NUM_BLOCKS)), ("near", "far")
 _RTT_S = {("client", "near"): 0.040, ("client", "far"): 0.100, ("near", "far"): 0.060}
-PATHS = {GEOPETALS: "relay", STOCK: "relay"}
+PATHS = {GEOPETALS: "push", STOCK: "relay"}
 _LINKS_S = {"relay": 0.040 + 0.100, "push": (0.040 + 0.060 + 0.100) / 2}
 _OUTPUT_TOKENS, _SEED = 24, 20251221
 

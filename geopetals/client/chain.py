@@ -84,6 +84,11 @@ class Chain:
             replace(hop.hop, mode=mode, why=why) for hop, (mode, why) in zip(self._hops, self._modes, strict=True)
         )
 
+    @property
+    def can_grow(self) -> bool:
+        """Whether its sessions may outgrow the length that they were opened for: stock servers' may not."""
+        return all(hop.has_heartbeats for hop in self._hops)
+
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     async def run(

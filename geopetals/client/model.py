@@ -96,7 +96,7 @@ class DistributedModel(PreTrainedModel, GenerationMixin):
 
     @contextlib.contextmanager
     def inference_session(self, *, max_length: int) -> Iterator[InferenceSession]:
-        """A new session of at most `max_length` tokens, active inside the block. Trainable prompts come on top."""
+        """A new session for `max_length` tokens, active inside the block. Trainable prompts come on top."""
         prefix = self._prefix_tokens
         session = InferenceSession(self._swarm, max_length + prefix, prefix_tokens=prefix)
         with session, self.use_session(session):

@@ -27,10 +27,13 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+_LEAST_MORE_TOKENS = 256
+
 
 class InferenceSession:
-    """One batch of sequences of at most `max_length` tokens. A context manager, for one thread at a time.
+    """One batch of sequences; servers reserve `max_length` tokens for it. A context manager, for one thread at a time.
 
+    A session that has begun may outgrow that where all its servers are GeoPETALS' and have memory left.
     The first `prefix_tokens` of them are trained prompts in front of the text: `cache` counts the text alone.
     """
 
@@ -44,7 +47,7 @@ class InferenceSession:
         self.output_ids: torch.Tensor | None = None
         self.cache = RemoteCache(text_position(weakref.ref(self)), swarm.num_blocks)
         self._chain: Chain | None = None
-        self._was_open = False
+        self._was_open = self._can_grow = False
         self._prompts: torch.Tensor | None = None
         self._store: torch.Tensor | None = None
         self._position = 0
@@ -83,11 +86,6 @@ class InferenceSession:
         """
         if self._closed:
             raise UnsupportedInput("the session is closed: open a new one.")
-        if self._position + hidden.shape[1] > self.max_length:
-            raise UnsupportedInput(
-                f"{self._position} tokens and {hidden.shape[1]} more exceed the session's max_length "
-                f"of {self.max_length}: open a longer one."
-            )
         if self._store is not None and self._store.shape[0] != hidden.shape[0]:
             raise UnsupportedInput(f"the session has a batch of {self._store.shape[0]}, got {hidden.shape[0]}.")
         if prompts is not None:
@@ -135,12 +133,28 @@ class InferenceSession:
             want = Want.LAST if last_only else Want.ALL
             return await chain.run(inputs, position=self._position, want=want, hypo_ids=hypo_ids, prompts=self._prompts)
 
-        began_s = time.perf_counter()
-        output = await self._on_chain(inputs.shape[0], run)
+        began_s, reserved = time.perf_counter(), self.max_length
+        self._make_room(inputs.shape[1])
+        try:
+            output = await self._on_chain(inputs.shape[0], run)
+        except BaseException:
+            self.max_length = reserved
+            raise
         assert output is not None
         self._observe(inputs.shape[1], time.perf_counter() - began_s)
         self._remember(inputs, hypo_ids)
         return output
+
+    def _make_room(self, tokens: int) -> None:
+        needed = self._position + tokens
+        if needed <= self.max_length:
+            return
+        if not self._can_grow:
+            raise UnsupportedInput(
+                f"{self._position} tokens and {tokens} more exceed the session's max_length "
+                f"of {self.max_length}: open a longer one."
+            )
+        self.max_length = needed
 
     async def _on_chain(self, batch: int, work: Callable[[Chain], Awaitable[Result]]) -> Result:
         """Do `work` on a chain whose caches hold the session's past; on a new one when the present one fails."""
@@ -165,7 +179,7 @@ class InferenceSession:
         self._chain = chain = await open_chain(
             self._swarm, route, batch=batch, max_length=self.max_length, wait_s=wait_s
         )
-        self._was_open = True
+        self._was_open, self._can_grow = True, chain.can_grow
         if self._store is not None and self._position > 0:
             log.warning("session.recovery tokens=%d", self._position)
             past = self._store[:, : self._position]
@@ -185,6 +199,9 @@ class InferenceSession:
             past = self._store[:, : self._position]
             past.copy_(past[hypo_ids])
         end = self._position + inputs.shape[1]
+        if end > self._store.shape[1]:
+            more = max(_LEAST_MORE_TOKENS, end // 4)
+            self._store = torch.nn.functional.pad(self._store, (0, 0, 0, end - self._store.shape[1] + more))
         self._store[:, self._position : end] = inputs
         self._position = end
 

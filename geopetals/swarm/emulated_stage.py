@@ -1,7 +1,9 @@
 """Blocks that are computed here and take the time of an emulated device: see emulation.py."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from geopetals.swarm.emulation import EmulatedDevice
@@ -26,3 +28,11 @@ class _EmulatedStage:
             return self._stage.run(hidden, start, end, kv=kv)
         with self._device.hold(blocks=end - start, sessions=hidden.shape[0], tokens=hidden.shape[1]):
             return self._stage.run(hidden, start, end, kv=kv)
+
+    def decode(self, hidden: Tensor, start: int, end: int, sessions: Sequence[SessionKV]) -> Tensor:
+        """As the stage does it: what it computes in one pass holds the device once."""
+        if self._stage.batches:
+            with self._device.hold(blocks=end - start, sessions=hidden.shape[0]):
+                return self._stage.decode(hidden, start, end, sessions)
+        parts = hidden.split([kv.batch for kv in sessions])
+        return torch.cat([self.run(part, start, end, kv=kv) for part, kv in zip(parts, sessions, strict=True)])

@@ -15,9 +15,11 @@ from hivemind.proto import runtime_pb2
 from geopetals import metrics
 from geopetals.errors import GeoPetalsError, MemoryShortage, ServerFull
 from geopetals.swarm.admission import Admission
+from geopetals.swarm.cache_growth import CacheGrowth
 from geopetals.swarm.compute import ComputeThread
 from geopetals.swarm.heartbeat import tick
 from geopetals.swarm.inbox import Inbox
+from geopetals.swarm.kv_budget import Reservation
 from geopetals.swarm.kv_cache import SessionKV
 from geopetals.swarm.limits import PeerLimits
 from geopetals.swarm.ring_messages import KEY, VERSION, Opening
@@ -142,7 +144,7 @@ class InferenceService:
         finally:
             inbox.close()
 
-    async def _reserve(self, request: SessionRequest, held: AsyncExitStack) -> SessionKV:
+    async def _reserve(self, request: SessionRequest, held: AsyncExitStack) -> tuple[SessionKV, Reservation]:
         admitted = await held.enter_async_context(
             self._admission.admit(request.block_tokens, timeout_s=request.alloc_timeout_s)
         )
@@ -154,7 +156,7 @@ class InferenceService:
             )
         except MemoryShortage as error:
             raise ServerFull(str(error)) from error
-        return admitted.kv
+        return admitted.kv, admitted.reservation
 
     async def _serve_petals(
         self,
@@ -164,7 +166,7 @@ class InferenceService:
         writer: asyncio.StreamWriter,
         held: AsyncExitStack,
     ) -> None:
-        kv = await inbox.unless_gone(self._reserve(request, held))
+        kv, _ = await inbox.unless_gone(self._reserve(request, held))
         session = ServerSession(
             request,
             kv,
@@ -195,12 +197,13 @@ class InferenceService:
         self._rings.add(session)
         held.callback(session.close)
         held.callback(self._rings.discard, session)
-        kv = await inbox.unless_gone(self._reserve(request, held))
+        kv, reservation = await inbox.unless_gone(self._reserve(request, held))
+        growth = CacheGrowth(kv, reservation, self._compute, limit=self._length_limit)
         if request.session_id is not None:
             self.sessions.put(request.session_id, session)
         log.debug("session.open span=%d:%d batch=%d ring", request.span.start, request.span.stop, request.batch)
         send(writer, frame(runtime_pb2.ExpertResponse(metadata=write_metadata({KEY: {"version": VERSION}}))))
-        works: list[Coroutine[Any, Any, None]] = [session.run(kv, self._scheduler)]
+        works: list[Coroutine[Any, Any, None]] = [session.run(kv, growth, self._scheduler)]
         if opening.next_hop is not None:
             assert self._p2p is not None
             works.append(session.keep_link(self._p2p, opening))

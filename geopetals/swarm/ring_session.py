@@ -14,6 +14,7 @@ from geopetals.errors import ServerBroken, ServerFull
 from geopetals.swarm import block_ops
 from geopetals.swarm.admission import STALLED_S, UNUSED_S
 from geopetals.swarm.block_ops import StepInput
+from geopetals.swarm.cache_growth import CacheGrowth
 from geopetals.swarm.heartbeat import CLIENT_SILENCE_S, Every, Silence
 from geopetals.swarm.kv_cache import SessionKV
 from geopetals.swarm.push_stream import LinkRefused, PushLink
@@ -128,13 +129,14 @@ class RingSession:
 
     # -- computing -----------------------------------------------------------------------------------------------------
 
-    async def run(self, kv: SessionKV, scheduler: Scheduler) -> None:
+    async def run(self, kv: SessionKV, growth: CacheGrowth, scheduler: Scheduler) -> None:
         """Compute steps until cancelled. Raises what cannot be computed."""
         self._stall = Silence(UNUSED_S)
         while True:
             waiting = await self._steps.get()
             step, began_s = waiting.step, time.perf_counter()
             checked = self._check(waiting, kv)
+            await growth.make_room(checked.hidden.shape[1])
             checked_s = time.perf_counter()
             output = await scheduler.infer(kv, self._span, checked)
             computed_s = time.perf_counter()

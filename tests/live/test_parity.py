@@ -155,8 +155,12 @@ def test_turns_in_a_session_that_is_passed(remote: Any, local: PreTrainedModel) 
     assert torch.equal(torch.cat([first, second], dim=1), expected)
 
 
-def test_a_session_ends_at_its_length(remote: Any) -> None:
-    with remote.inference_session(max_length=10), pytest.raises(UnsupportedInput, match="max_length of 10"):
+def test_a_session_outgrows_its_length_but_not_in_its_first_step(remote: Any, local: PreTrainedModel) -> None:
+    with remote.inference_session(max_length=10) as session:
+        found = seeded(remote, prompts(2), **SAMPLING)
+        assert session.max_length == found.shape[1] - 1
+    assert torch.equal(found, seeded(local, prompts(2), **SAMPLING))
+    with remote.inference_session(max_length=8), pytest.raises(UnsupportedInput, match="max_length of 8"):
         remote.generate(prompts(1), max_new_tokens=9, **GREEDY)
 
 

@@ -121,6 +121,28 @@ def test_a_client_that_is_gone_frees_its_cache(
             client.kill()
 
 
+def test_a_session_that_outgrew_its_length_frees_all_it_got(
+    ring: LocalSwarm, long_llama: Path, long_local: PreTrainedModel, connect: Connect
+) -> None:
+    """A prompt in two turns, the second of several pieces; then a failure: the new chain is as long as it must be."""
+    model = connect(long_llama, join=ring.token)
+    before, ids = free_cache(model, ring), prompts(1, 900)
+    with model.inference_session(max_length=20) as session:
+        first = generate(model, ids[:, :8], **GREEDY)
+        assert session._chain is not None
+        small = free_cache(model, ring)
+        longer = torch.cat([first, ids], dim=1)
+        found = torch.cat([first, model.generate(longer[:, first.shape[1] :], max_new_tokens=6, **GREEDY)], dim=1)
+        large = free_cache(model, ring)
+        assert all(was - left >= 880 for was, left in zip(small, large, strict=True))
+        session._abandon()
+        last = model.generate(None, max_new_tokens=6, **GREEDY)
+    everything = torch.ones_like(longer)
+    expected = long_local.generate(longer, attention_mask=everything, max_new_tokens=12, **GREEDY)
+    assert torch.equal(torch.cat([found, last], dim=1), expected)
+    wait_for(lambda: free_cache(model, ring) == before, timeout_s=15, what="the cache of a session that grew")
+
+
 def test_a_cancelled_generation_frees_its_cache(ring: LocalSwarm, long_llama: Path, connect: Connect) -> None:
     model = connect(long_llama, join=ring.token)
     before = free_cache(model, ring)

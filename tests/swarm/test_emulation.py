@@ -162,6 +162,24 @@ def test_all_that_a_stage_computes_holds_its_device_and_is_computed_as_before(st
     assert device.held == [prefill, prefill, {"blocks": 1, "sessions": 2, "tokens": 1}]
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_sessions_that_are_computed_together_hold_the_device_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    assert stage.batches
+    if not together:
+        monkeypatch.setattr(stage.batching, "layout", None)
+    device = CountingDevice()
+    emulated = emulate(stage, device)
+    sessions = [stage.allocate_kv(0, 2, batch=batch, max_length=8) for batch in (1, 2)]
+    hidden = torch.randn(3, 1, stage.hidden_size)
+    expected = torch.cat([stage.run(part, 0, 2) for part in hidden.split([1, 2])])
+    assert torch.allclose(emulated.decode(hidden, 0, 2, sessions), expected, atol=1e-5)
+    assert [kv.length for kv in sessions] == [1, 1]
+    rows = [3] if together else [1, 2]
+    assert device.held == [{"blocks": 2, "sessions": count, "tokens": 1} for count in rows]
+
+
 def test_nothing_is_computed_past_the_device(stage: Stage) -> None:
     methods = {name: member for name, member in vars(Stage).items() if inspect.isfunction(member) and name[0] != "_"}
     computing = {name for name, method in methods.items() if "hidden" in inspect.signature(method).parameters}
