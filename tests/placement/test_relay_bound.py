@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geopetals.errors import MemoryShortage
-from geopetals.placement.bounds import decomposed, push_cost_bound, relay_cost_bound
+from geopetals.placement.bounds import capacity_cost_bound, decomposed, push_cost_bound, relay_cost_bound
 from geopetals.placement.bounds.decomposed import hop_costs, pricing_of
 from geopetals.placement.bounds.decomposition import lagrangian_s
 from geopetals.placement.cg_bp import cg_bp
@@ -74,3 +74,26 @@ def test_what_memory_cannot_carry_costs_infinitely_much() -> None:
     for sessions in (10_000, 10_000_000):
         assert math.isinf(relay_cost_bound(problem, np.array([sessions])))
         assert math.isinf(push_cost_bound(problem, np.array([sessions])))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=seeds,
+    servers=st.integers(1, 3),
+    blocks=st.integers(1, 4),
+    sessions=st.lists(st.integers(0, 3), min_size=1, max_size=2).filter(any),
+    room=st.sampled_from([1.0, 1.6, 3.0]),
+)
+def test_no_placement_costs_less_than_memory_allows(
+    seed: int, servers: int, blocks: int, sessions: list[int], room: float
+) -> None:
+    problem = make_problem(seed, servers=servers, blocks=blocks, clients=len(sessions), room=room)
+    least_s = least_cost_s(problem, session_costs(problem, "relay"), sessions)
+    assert 0 <= capacity_cost_bound(problem, np.array(sessions)) <= least_s * ABOVE
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_memory_alone_proves_less_than_the_decomposition(path: Path) -> None:
+    problem, sessions, _ = golden(path)
+    counts = np.array(sessions)
+    assert 0 < capacity_cost_bound(problem, counts) <= relay_cost_bound(problem, counts) * (1 + 1e-4)

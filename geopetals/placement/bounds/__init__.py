@@ -5,15 +5,18 @@ on each server, not which (pricing.py); what servers can hold are convex combina
 tie the two (prices.py). The bound is that of the best prices found, valid for any prices, hence also where the search
 for them was stopped.
 
-It knows neither compute contention, which only adds to costs, nor where pinned blocks are: pins fix sizes only.
+For large swarms under load, where that takes minutes, memory alone gives a looser bound at once (capacity.py).
+
+The bounds know neither compute contention, which only adds to costs, nor where pinned blocks are: pins fix sizes only.
 """
 
+from geopetals.placement.bounds.capacity import capacity_cost_bound
 from geopetals.placement.bounds.decomposed import MARGIN, ROUNDS, Decomposed, decomposed
 from geopetals.placement.bounds.lone import lone_push_cost_s
 from geopetals.problem import Ints, Problem
 from geopetals.timing import Objective
 
-__all__ = ["Decomposed", "decomposed", "lone_push_cost_s", "push_cost_bound", "relay_cost_bound"]
+__all__ = ["Decomposed", "capacity_cost_bound", "decomposed", "lone_push_cost_s", "push_cost_bound", "relay_cost_bound"]
 
 
 def relay_cost_bound(problem: Problem, sessions: Ints, *, rounds: int = ROUNDS) -> float:

@@ -13,7 +13,7 @@ from geopetals.errors import MemoryShortage
 from geopetals.placement.cg_bp import blocks_to_hold, cg_bp
 from geopetals.placement.search.instance import Instance
 from geopetals.plan import Placement
-from geopetals.problem import Floats, Problem
+from geopetals.problem import Floats, Ints, Problem
 
 GRID_RATIO = 1.35
 
@@ -45,8 +45,7 @@ def pods(instance: Instance, sessions: int) -> Placement:
     problem = instance.problem
     fitting = blocks_to_hold(problem, sessions)
     unused = np.array([pin is None for pin in problem.pinned])
-    starts = np.array([0 if pin is None else pin[0] for pin in problem.pinned])
-    ends = np.array([0 if pin is None else pin[1] for pin in problem.pinned])
+    starts, ends = pinned_spans(problem)
     for weights in _groups(instance, sessions):
         hop_s = _hop_s(instance, weights)
         found = cheapest_knapsack(hop_s, instance.costs.block_s, np.where(unused, fitting, 0), problem.num_blocks)
@@ -58,6 +57,13 @@ def pods(instance: Instance, sessions: int) -> Placement:
             unused[server] = False
             block += blocks
     return Placement(num_blocks=problem.num_blocks, starts=starts, ends=ends)
+
+
+def pinned_spans(problem: Problem) -> tuple[Ints, Ints]:
+    """Starts and ends, (J,), with no blocks for servers that are not pinned."""
+    starts = np.array([0 if pin is None else pin[0] for pin in problem.pinned])
+    ends = np.array([0 if pin is None else pin[1] for pin in problem.pinned])
+    return starts, ends
 
 
 def _push_delays(problem: Problem) -> list[Floats]:
@@ -72,7 +78,7 @@ def _push_delays(problem: Problem) -> list[Floats]:
 def _groups(instance: Instance, size: int) -> Iterator[Floats]:
     """Sessions of similar clients together: (C,) the share of each client in each group of at most `size`."""
     left = instance.sessions.copy()
-    delays = _client_delays(instance)
+    delays = client_delays(instance)
     while left.any():
         leader = int(np.argmax(left))
         nearest = np.argsort(np.abs(delays - delays[leader]).sum(axis=1), kind="stable")
@@ -85,8 +91,8 @@ def _groups(instance: Instance, size: int) -> Iterator[Floats]:
         yield share / share.sum()
 
 
-def _client_delays(instance: Instance) -> Floats:
-    """(C, J), finite."""
+def client_delays(instance: Instance) -> Floats:
+    """(C, J): of a first hop, finite."""
     push = instance.costs.push
     delays = np.asarray(instance.costs.relay_s if push is None else push.from_client_s)
     return np.where(np.isfinite(delays), delays, instance.penalty_s)

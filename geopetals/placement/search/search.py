@@ -13,6 +13,8 @@ from geopetals.placement.search.congestion import CongestedCarrier
 from geopetals.placement.search.effort import Effort
 from geopetals.placement.search.instance import Instance, make_instance
 from geopetals.placement.search.parts import improve_by_parts
+from geopetals.placement.search.priced import PodMaker
+from geopetals.placement.search.rebuilding import laid_out, priced_pods, rebuilt
 from geopetals.placement.search.sessions import sessions_by_client
 from geopetals.placement.search.spans import Moving, Spans, no_moving
 from geopetals.placement.search.spares import fill_spares
@@ -118,8 +120,18 @@ def _costed(carrier: Carrier, placement: Placement, moving: Moving) -> Spans:
 
 def _improve(carrier: Carrier, ranked: list[Spans], rng: random.Random, effort: Effort, moving: Moving) -> Spans:
     if carrier.instance.num_servers > WHOLE_SERVERS:
-        return improve_by_parts(carrier, ranked[0], rng=rng, effort=effort, moving=moving)
+        origin = min([*ranked[:1], *_of_pods(carrier, rng, effort, moving)], key=lambda spans: spans.cost_s)
+        return improve_by_parts(carrier, origin, rng=rng, effort=effort, moving=moving)
     return anneal(carrier, ranked[0], rng=rng, effort=effort, schedule=Schedule(), moving=moving)
+
+
+def _of_pods(carrier: Carrier, rng: random.Random, effort: Effort, moving: Moving) -> list[Spans]:
+    """Priced pods, improved as such: they know neither delays between servers, nor queueing, nor moving."""
+    if carrier.push or carrier.instance.problem.contention is not None or moving.block_s:
+        return []
+    maker = PodMaker(carrier.instance)
+    pods = priced_pods(maker)
+    return [] if pods is None else [laid_out(carrier, rebuilt(maker, pods, rng=rng, effort=effort), rng=rng)]
 
 
 def _moving(problem: Problem, warm: Placement | None, move_s_per_block: float) -> Moving:
