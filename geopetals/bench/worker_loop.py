@@ -1,13 +1,14 @@
 """One host's client process: takes requests as JSON lines, works on all of them at once, answers each as a JSON line.
 
-    in    {"number": 7, "prompt": [11, 42], "output_tokens": 32, "at": 123.4}
+    in    {"number": 7, "prompt": [11, 42], "output_tokens": 32}
           {"do": "stop"}: finish, report and end. The end of the input without it: end at once, nobody listens.
-    out   {"event": "ready", "facts": {...}}
+    out   {"event": "ready", "facts": {...}, "boot": "..."}
           {"event": "answer", "number": 7, "began": 123.4, "opened": 123.5, "times": [...], "tokens": [...], ...}
           {"event": "stopped", "facts": {...}}
 
-Times are seconds of the machine's monotonic clock, which all processes share, also those in network namespaces. This
-file needs Python's standard library alone, because stock PETALS' environment runs it too.
+Times are seconds of the machine's monotonic clock, which all processes share, also those in network namespaces; `boot`
+says which machine's clock it is. This file needs Python's standard library alone, because stock PETALS' environment
+runs it too.
 """
 
 import gc
@@ -20,6 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 _COLLECT_EVERY_S = 5.0
@@ -69,12 +71,20 @@ def serve(open_client: Callable[[Mapping[str, Any]], Client]) -> None:
         out = _Out(stdout)
         try:
             client = open_client(json.loads(sys.stdin.readline()))
-            out.write({"event": "ready", "facts": client.facts()})
+            out.write({"event": "ready", "facts": client.facts(), "boot": boot_id()})
         except Exception as error:  # noqa: BLE001 - the load generator says it
             traceback.print_exc()
             out.write({"event": "failed", "reason": type(error).__name__, "message": str(error)})
             return
         _obey(client, out)
+
+
+def boot_id() -> str:
+    """Which start of which machine this is; empty where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 class _Out:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from geopetals.errors import SwarmFailure
+from geopetals.bench.worker_loop import boot_id
+from geopetals.errors import SwarmFailure, UnsupportedInput
 
 _READY_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 20.0
@@ -126,7 +127,13 @@ class Workers:
 
     def ready(self) -> dict[str, dict[str, Any]]:
         """What the clients know when all have opened the model."""
-        return {host: event["facts"] for host, event in self.gather("ready", _READY_TIMEOUT_S).items()}
+        events = self.gather("ready", _READY_TIMEOUT_S)
+        for host, event in events.items():
+            if event["boot"] != boot_id():
+                raise UnsupportedInput(
+                    f"the client of {host} runs on another machine, with a clock of its own: start it on this one."
+                )
+        return {host: event["facts"] for host, event in events.items()}
 
     def stop(self) -> dict[str, dict[str, Any]]:
         """What they know at the end."""

@@ -84,7 +84,9 @@ def _add_hosts(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[=RATE]",
         help="clients here, with a rate of their own; may be repeated (default: one, this machine)",
     )
-    hosts.add_argument("--exec", metavar="COMMAND", help="start clients by this, {host} in it is their host's name")
+    hosts.add_argument(
+        "--exec", metavar="COMMAND", help="start clients here by this, {host} in it is their host's name"
+    )
     hosts.add_argument(
         "--wan",
         metavar="NAME|DIR",
@@ -166,7 +168,7 @@ class _Wan:
 
 def _command(args: argparse.Namespace) -> str:
     """Without the token: whoever has it can join the swarm."""
-    return shlex.join(["geopetals", *("TOKEN" if word == args.join else word for word in sys.argv[1:])])
+    return shlex.join(["geopetals", *(word.replace(args.join or "\0", "TOKEN") for word in sys.argv[1:])])
 
 
 def _system(args: argparse.Namespace) -> "SystemUnderTest":

@@ -37,10 +37,12 @@ def test_clients_start_by_the_command_of_their_host() -> None:
     assert bench._prefix(parse(), "a") == []
 
 
-def test_the_result_does_not_hold_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["geopetals", "bench", "--join", "gp1secret", "--seed", "3"])
-    args = build_parser().parse_args(["bench", "--join", "gp1secret", "--seed", "3"])
-    assert bench._command(args) == "geopetals bench --join TOKEN --seed 3"
+@pytest.mark.parametrize("join", [["--join", "gp1secret"], ["--join=gp1secret"]])
+def test_the_result_does_not_hold_the_token(join: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["geopetals", "bench", *join, "--seed", "3"])
+    args = build_parser().parse_args(["bench", *join, "--seed", "3"])
+    assert "secret" not in bench._command(args)
+    assert bench._command(args).endswith("TOKEN --seed 3")
 
 
 @pytest.mark.parametrize(
