@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from geopetals.errors import GeoPetalsError
+from geopetals.wan import enter
 from geopetals.wan.errors import WanError, WanFailure
 
 SOCKET = "control"
@@ -31,7 +32,7 @@ def listen(directory: Path) -> socket.socket:
 
 
 def request(directory: Path, message: Mapping[str, Any]) -> Any:
-    """The router's answer. Raises WanFailure if it does not answer, WanError if it refuses."""
+    """The router's answer. Raises WanFailure if it does not answer, WanError if it refuses or is another user's."""
     with _socket() as client:
         client.settimeout(_TIMEOUT_S)
         try:
@@ -51,6 +52,14 @@ def request(directory: Path, message: Mapping[str, Any]) -> Any:
     if "error" in reply:
         raise WanError(reply["error"])
     return reply["ok"]
+
+
+def open_trusted(directory: Path) -> int:
+    """As an open file. Raises OSError if there is none, WanError if others could have put something into it."""
+    try:
+        return enter.open_trusted(str(directory))
+    except LookupError as error:
+        raise WanError(str(error.args[0])) from error
 
 
 def unreachable(directory: Path, error: OSError) -> GeoPetalsError:
@@ -77,7 +86,7 @@ def _socket() -> socket.socket:
 @contextlib.contextmanager
 def _short_path(directory: Path) -> Iterator[str]:
     """Paths of sockets have 108 bytes at most, directories have not."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    handle = open_trusted(directory)
     try:
         yield f"/proc/self/fd/{handle}/{SOCKET}"
     finally:

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
@@ -30,9 +31,9 @@ def main(arguments: Sequence[str]) -> int:
 def fetch(directory: str, host: str) -> list[int]:
     """The host's namespaces as open files, the user namespace first if there is one.
 
-    Raises OSError if the router cannot be reached, LookupError with its sentence if it refuses.
+    Raises OSError if the router cannot be reached, LookupError with a sentence if it refuses or is not to be trusted.
     """
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    handle = open_trusted(directory)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
         client.settimeout(_TIMEOUT_S)
         client.connect(f"/proc/self/fd/{handle}/control")
@@ -42,6 +43,36 @@ def fetch(directory: str, host: str) -> list[int]:
     if not files:
         raise LookupError(json.loads(data or b"{}").get("error", "the router ended"))
     return files
+
+
+def open_trusted(directory: str) -> int:
+    """A network's directory as an open file.
+
+    Raises OSError if it cannot be opened, LookupError with a sentence if others could have put something into it.
+    """
+    parent = os.path.dirname(os.path.abspath(directory))  # noqa: PTH100, PTH120
+    if os.path.basename(parent).startswith("geopetals-wan"):  # noqa: PTH119
+        _check_owner(parent, os.lstat(parent))
+    _check_owner(directory, os.lstat(directory))
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _check_owner(directory, os.fstat(handle))
+    except LookupError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _check_owner(directory: str, status: os.stat_result) -> None:
+    if stat.S_ISLNK(status.st_mode):
+        raise LookupError(f"{directory} is a symbolic link: name the directory itself with --state.")
+    if status.st_uid != os.geteuid():
+        raise LookupError(f"{directory} belongs to another user: run this as them, or choose another with --state.")
+    if not stat.S_ISDIR(status.st_mode):
+        raise LookupError(f"{directory} is no directory: choose another with --state.")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        mend = "" if status.st_mode & stat.S_ISVTX else f"run `chmod 700 {directory}`, or "  # /tmp is meant to be so
+        raise LookupError(f"others may write into {directory}: {mend}choose another with --state.")
 
 
 def enter(files: Sequence[int]) -> None:

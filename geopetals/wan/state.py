@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from geopetals.wan import processes
+from geopetals.wan import control, processes
 from geopetals.wan.control import SOCKET
 from geopetals.wan.errors import WanError, WanFailure
 from geopetals.wan.spec import WanSpec
@@ -38,7 +38,7 @@ def named_directory(name: str) -> Path:
 
 
 class StateDirectory:
-    """Its files, and the lock."""
+    """Its files, and the lock. Whatever reads them raises WanError where others could have put something into them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -46,30 +46,29 @@ class StateDirectory:
     def make(self) -> None:
         """Raises WanError if it cannot be made, or belongs to somebody else."""
         try:
-            for directory in (self.path.parent, self.path):
-                directory.mkdir(mode=0o700, exist_ok=True)
-                if directory.name.startswith("geopetals-wan") or directory == self.path:
-                    _check_owner(directory)
+            self.path.parent.mkdir(mode=0o700, exist_ok=True)
+            if self.path.parent.name.startswith("geopetals-wan"):
+                _check(self.path.parent)
+            self.path.mkdir(mode=0o700, exist_ok=True)
+            _check(self.path)
         except OSError as error:
             raise WanError(f"{self.path} cannot be used ({error.strerror}): choose another with --state.") from error
 
     def exists(self) -> bool:
         """Raises WanError if it is another user's."""
         try:
-            self.path.stat()
-            readable = os.access(self.path, os.W_OK | os.X_OK)
+            _check(self.path)
         except FileNotFoundError:
             return False
-        except OSError:
-            readable = False
-        if not readable:
-            raise WanError(f"the network in {self.path} is another user's: run this as that user.")
+        except OSError as error:
+            raise WanError(f"the network in {self.path} is another user's: run this as that user.") from error
         return True
 
     def lock(self) -> int | None:
         """The lock as an open file, to be closed or left to the router; None while somebody else has it."""
         while True:
             try:
+                _check(self.path)
                 file = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             except FileNotFoundError:
                 self.make()  # the last one to use it has removed it
@@ -87,6 +86,7 @@ class StateDirectory:
         (self.path / _SPEC).write_text(json.dumps(spec.to_value()))
 
     def spec(self) -> WanSpec:
+        _check(self.path)
         return WanSpec.from_value(json.loads((self.path / _SPEC).read_text()))
 
     def write_state(self, state: Mapping[str, Any]) -> None:
@@ -98,6 +98,7 @@ class StateDirectory:
     def state(self) -> dict[str, Any] | None:
         """What the router wrote when it was ready."""
         try:
+            _check(self.path)
             found: dict[str, Any] = json.loads((self.path / _STATE).read_text())
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -111,8 +112,8 @@ class StateDirectory:
         ended = 0
         if state is not None:
             cookies = {tuple(host["namespace"]): host["cookie"] for host in state["hosts"].values()}
-            left = processes.still_theirs(cookies)
-            ended = processes.end_all(left) if left else 0
+            with processes.still_theirs(cookies) as left:
+                ended = processes.end_all(left)
         for name in (*_FILES, f"{_STATE}.new"):
             if name != _LOCK:
                 (self.path / name).unlink(missing_ok=True)
@@ -164,9 +165,5 @@ def _same_file(file: int, path: Path) -> bool:
         return False
 
 
-def _check_owner(directory: Path) -> None:
-    status = directory.lstat()
-    if status.st_uid != os.geteuid() or not directory.is_dir() or directory.is_symlink():
-        raise WanError(f"{directory} belongs to another user: choose another with --state.")
-    if status.st_mode & 0o022:
-        raise WanError(f"others may write into {directory}: run `chmod 700 {directory}`, or choose another.")
+def _check(directory: Path) -> None:
+    os.close(control.open_trusted(directory))

@@ -1,5 +1,6 @@
 """Nothing is left of an emulated network, however it ends, and nobody else's is touched."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from geopetals.wan import Wan, WanError, WanFailure
+from geopetals.wan import Wan, WanError, WanFailure, processes
 from geopetals.wan.state import StateDirectory
 from geopetals.wan.wan import down, start
 from tests.live.commands import is_alive, run, wait_for
@@ -104,6 +105,61 @@ def test_a_directory_of_another_user_is_not_used(tmp_path: Path) -> None:
     state.chmod(0o777)
     with pytest.raises(WanError, match="others may write"):
         start(StateDirectory(state), AB)
+
+
+IN_A_NETWORK_OF_ITS_OWN = """
+import json, subprocess, sys
+from pathlib import Path
+from geopetals.wan import namespaces
+from geopetals.wan.state import StateDirectory
+from geopetals.wan.wan import down
+namespaces.isolate()
+host = namespaces.create("11.77.0.1", 8)
+directory = StateDirectory(Path(sys.argv[1]))
+directory.make()
+hosts = {"a": {"namespace": list(host.identity), "cookie": host.cookie}}
+directory.write_state({"pid": 0, "start_time": 0, "hosts": hosts})
+with subprocess.Popen(["sleep", "600"]) as neighbour:
+    if sys.argv[2] == "outside":
+        namespaces.isolate()
+    down(directory)
+    print(neighbour.poll())
+    neighbour.kill()
+"""
+
+
+@pytest.mark.parametrize(("where", "ended"), [("inside", "None"), ("outside", str(-signal.SIGTERM))])
+def test_nobody_in_our_own_network_is_ended(state: Path, where: str, ended: str) -> None:
+    command = [sys.executable, "-c", IN_A_NETWORK_OF_ITS_OWN, str(state), where]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == [ended]
+
+
+def test_namespaces_are_held_while_their_processes_are_ended(state: Path) -> None:
+    started = start(StateDirectory(state), AB)
+    with running(Wan.attach(state), "a", STUBBORN) as program:
+        started.daemon.kill()
+        started.daemon.wait(10)
+        cookies = {tuple(host["namespace"]): host["cookie"] for host in started.state["hosts"].values()}
+        own = Path(f"/proc/{program.pid}/ns/net").stat()
+        with processes.still_theirs(cookies) as left:
+            assert left == {(own.st_dev, own.st_ino)}
+            program.kill()
+            program.wait(10)
+            assert left <= open_here()
+        assert not left & open_here()
+        with processes.still_theirs(dict.fromkeys(cookies, 1)) as left:
+            assert not left
+
+
+def open_here() -> set[tuple[int, int]]:
+    """What files this process has open."""
+    found = set()
+    for file in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            status = os.fstat(int(file.name))
+            found.add((status.st_dev, status.st_ino))
+    return found
 
 
 DROP_CAPABILITIES = """
