@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from geopetals.cli import options
+from geopetals.errors import UnsupportedInput
 from geopetals.units import in_units
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 HELP = "plan a cluster from a file: which server holds which blocks, and what its clients may expect"
 METHODS = ("search", "cg_bp", "exact", "petals", "gsa")
+_COSTED = ("search", "exact")
+"""Those whose cost at once is known, so that a bound says something about it."""
 OBJECTIVES = ("relay", "push")
 _NAMES = {
     "search": "Search",
@@ -51,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bound",
         action="store_true",
-        help="look for a lower bound of what sessions cost at once, and print the gap; takes seconds to minutes",
+        help="look for a lower bound of what sessions cost at once, and print the gap (search and exact); takes "
+        "seconds to minutes",
     )
     _add_slo(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, in seconds and bytes")
@@ -77,6 +81,10 @@ def _add_slo(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan, once all of it is known."""
+    if args.bound and args.method not in _COSTED:
+        raise UnsupportedInput(
+            f"--bound is for placements by cost, {args.method} is none: use --method search or exact."
+        )
     from geopetals.cluster_io import load_cluster
     from geopetals.planning import figure, plan, report_json
     from geopetals.planning.methods import Budget

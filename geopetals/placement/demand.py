@@ -6,10 +6,9 @@ wait for caches that are not there. Here load and placement agree: the placement
 progress when each takes the time that it takes under this placement (mean and one deviation, as in load.py).
 """
 
-import math
 from collections.abc import Callable
 
-from geopetals.placement.load import cg_bp_for_demand
+from geopetals.placement.load import cg_bp_for_demand, wanted_load
 from geopetals.placement.search.search import SearchResult, search_placement
 from geopetals.problem import Problem
 from geopetals.timing import Objective
@@ -38,15 +37,15 @@ def search_for_demand(
     def search(load: int) -> SearchResult:
         return search_placement(problem, load, objective=objective, steps=steps, seed=seed)
 
-    return _settle(search, first, float(problem.demand_per_s.sum()), initial_s)
+    return _settle(search, first, lambda session_s: wanted_load(problem, session_s + initial_s))
 
 
-def _settle(search: Callable[[int], SearchResult], first: int, demand_per_s: float, initial_s: float) -> SearchResult:
+def _settle(search: Callable[[int], SearchResult], first: int, in_progress: Callable[[float], int]) -> SearchResult:
     best, load, too_many = search(first), first, None
     for _ in range(_ROUNDS):
         if best.left_over:
             break
-        wanted = _in_progress(best.cost_s / load + initial_s, demand_per_s)
+        wanted = in_progress(best.cost_s / load)
         if too_many is not None:
             wanted = min(wanted, (load + too_many) // 2)
         if wanted <= load * _CLOSE:
@@ -57,8 +56,3 @@ def _settle(search: Callable[[int], SearchResult], first: int, demand_per_s: flo
         else:
             best, load = found, wanted
     return best
-
-
-def _in_progress(session_s: float, demand_per_s: float) -> int:
-    mean = demand_per_s * session_s
-    return math.floor(mean + math.sqrt(mean) + 0.5)

@@ -38,9 +38,13 @@ def lone_session_s(problem: Problem, *, initial_s: float = 0.0) -> float:
 
 def design_load(problem: Problem, *, initial_s: float = 0.0) -> int:
     """R, at least 1. Raises MemoryShortage or NoChain if not even one session can be served."""
-    in_progress = float(problem.demand_per_s.sum()) * lone_session_s(problem, initial_s=initial_s)
-    wanted = math.floor(in_progress + math.sqrt(in_progress) + 0.5)
-    return max(min(wanted, largest_load(problem)), 1)
+    return max(min(wanted_load(problem, lone_session_s(problem, initial_s=initial_s)), largest_load(problem)), 1)
+
+
+def wanted_load(problem: Problem, session_s: float) -> int:
+    """Sessions in progress if each takes that long, the mean and one deviation, whatever fits."""
+    mean = float(problem.demand_per_s.sum()) * session_s
+    return math.floor(mean + math.sqrt(mean) + 0.5)
 
 
 def cg_bp_for_demand(problem: Problem, *, initial_s: float = 0.0) -> CgBp:

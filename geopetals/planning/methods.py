@@ -38,7 +38,8 @@ class Planned:
     """A placement, and the sessions at once that it was made for."""
 
     placement: Placement
-    sessions: int
+    counts: tuple[int, ...]
+    """Of each client."""
     guarantee_s: float | None = None
     """CG-BP: no session's decode step takes longer with at most `sessions` at once that relay, without contention."""
     mean_cost_s: float | None = None
@@ -47,6 +48,11 @@ class Planned:
     """search: the same with CG-BP for as many; None if it cannot place them."""
     bound_s: float | None = None
     """exact: no placement has a lower mean."""
+
+    @property
+    def sessions(self) -> int:
+        """Of all clients."""
+        return sum(self.counts)
 
 
 def place(
@@ -68,14 +74,14 @@ def place(
     if method == "petals":
         if objective == "push":
             raise UnsupportedInput("Stock PETALS does not push: leave --objective push out, or choose another method.")
-        sessions = _sessions(cluster, problem)
-        return Planned(placement=swarm.placement(range(problem.num_servers)), sessions=sessions)
+        counts = _counts(problem, _sessions(cluster, problem))
+        return Planned(placement=swarm.placement(range(problem.num_servers)), counts=counts)
     found = _cg_bp(cluster, problem)
     guarantee_s = found.bound_s if objective == "relay" else None
     best = found.placement
     if objective == "push":
         best = min((found.placement, *_for_push(problem, found)), key=lambda each: mean_s(problem, each, objective))
-    return Planned(placement=best, sessions=found.sessions, guarantee_s=guarantee_s)
+    return Planned(placement=best, counts=_counts(problem, found.sessions), guarantee_s=guarantee_s)
 
 
 def mean_s(problem: Problem, placement: Placement, objective: Objective) -> float:
@@ -94,12 +100,12 @@ def _search(cluster: Cluster, problem: Problem, objective: Objective, budget: Bu
         raised = np.maximum(counts, problem.demand_per_s > 0)
         found = _searched(problem, raised, objective, budget)
         if not found.left_over:
-            return _planned(found, int(raised.sum()))
+            return _planned(found)
     found = _searched(problem, counts, objective, budget)
     carried = sessions - found.left_over
     if not carried or (found.left_over and cluster.workload.sessions is not None):
         raise MemoryShortage(f"{carried} of {sessions} sessions at once find room: add memory, or plan for fewer.")
-    return _planned(found, carried)
+    return _planned(found)
 
 
 def _searched(problem: Problem, counts: Ints, objective: Objective, budget: Budget) -> SearchResult:
@@ -108,11 +114,11 @@ def _searched(problem: Problem, counts: Ints, objective: Objective, budget: Budg
     )
 
 
-def _planned(found: SearchResult, sessions: int) -> Planned:
-    cg_bp_s = found.cg_bp_cost_s
+def _planned(found: SearchResult) -> Planned:
+    cg_bp_s, sessions = found.cg_bp_cost_s, sum(found.carried)
     return Planned(
         placement=found.placement,
-        sessions=sessions,
+        counts=found.carried,
         mean_cost_s=None if found.left_over else found.cost_s / sessions,
         cg_bp_cost_s=None if cg_bp_s is None or found.left_over else cg_bp_s / sessions,
     )
@@ -124,16 +130,17 @@ def _exact(cluster: Cluster, problem: Problem, objective: Objective, budget: Bud
     if problem.contention is not None:
         problem = replace(problem, contention=None)
     sessions = _sessions(cluster, problem)
+    counts = _counts(problem, sessions)
     found = exact_placement(
         problem,
-        sessions_by_client(problem, sessions),
+        np.asarray(counts),
         objective=objective,
         time_limit_s=EXACT_LIMIT_S if budget.seconds is None else budget.seconds,
         seed=budget.seed,
     )
     return Planned(
         placement=found.placement,
-        sessions=sessions,
+        counts=counts,
         mean_cost_s=found.cost_s / sessions,
         bound_s=found.bound_s / sessions,
     )
@@ -159,6 +166,10 @@ def _sessions(cluster: Cluster, problem: Problem) -> int:
     return cluster.workload.sessions or design_load(problem)
 
 
+def _counts(problem: Problem, sessions: int) -> tuple[int, ...]:
+    return tuple(sessions_by_client(problem, sessions).tolist())
+
+
 def _gsa(cluster: Cluster, problem: Problem, objective: Objective) -> Planned:
     """GSA with the number of blocks per server that serves a session fastest."""
     if problem.num_clients > 1 or any(problem.pinned):
@@ -172,4 +183,5 @@ def _gsa(cluster: Cluster, problem: Problem, objective: Objective) -> Planned:
             continue
     if not found:
         raise MemoryShortage(f"no equal number of blocks per server carries {sessions} sessions: use --method cg_bp.")
-    return Planned(placement=min(found, key=lambda each: mean_s(problem, each, objective)), sessions=sessions)
+    best = min(found, key=lambda each: mean_s(problem, each, objective))
+    return Planned(placement=best, counts=_counts(problem, sessions))

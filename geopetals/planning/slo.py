@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from geopetals.errors import MemoryShortage, NoChain, ServerFull, UnsupportedInput
-from geopetals.placement.load import design_load
-from geopetals.placement.search import search_placement
+from geopetals.placement.load import largest_load, lone_session_s, wanted_load
+from geopetals.placement.search import SearchResult, search_placement
 from geopetals.plan import Placement
 from geopetals.planning.expected import admit, each_of
 from geopetals.problem import Problem
@@ -22,6 +22,8 @@ Percentiles = Callable[[Placement, float], tuple[float, float]]
 """(placement, sessions per second) -> TTFT and TPOT in seconds, infinite if sessions find no room."""
 RESOLUTION = 1.03
 """The rate found and the lowest one known to be too high differ by no more than this factor."""
+_CLOSE = 1.05
+"""A placement for a load that is short of the one in progress by less is good enough."""
 _FURTHEST = 4096.0
 """Rates are looked for from the demand divided by this to the demand times this."""
 
@@ -81,13 +83,13 @@ def highest_rate(
 
 
 def routed_percentiles(problem: Problem, objective: Objective, percentile: float) -> Percentiles:
-    """By routing as many sessions at once as the design load is at the rate, queueing for compute included."""
+    """By routing as many sessions at once as are in progress at the rate, queueing for compute included."""
 
     def measure(placement: Placement, rate_per_s: float) -> tuple[float, float]:
         scaled = at_rate(problem, rate_per_s)
         state = RouterState(scaled, placement, objective=objective, compute_queueing=problem.contention is not None)
         try:
-            routes = admit(scaled, state, lambda client: state.route(client, 0.0), design_load(scaled))
+            routes = admit(scaled, state, lambda client: state.route(client, 0.0), sessions_at_once(scaled))
         except (NoChain, ServerFull):
             return float("inf"), float("inf")
         each = each_of(scaled, routes, objective)
@@ -103,6 +105,11 @@ def at_rate(problem: Problem, rate_per_s: float) -> Problem:
     return replace(problem, demand_per_s=demand * rate_per_s / demand.sum())
 
 
+def sessions_at_once(problem: Problem) -> int:
+    """The design load whatever fits: R_max stays the same however many arrive, and says nothing of the rate."""
+    return max(wanted_load(problem, lone_session_s(problem)), 1)
+
+
 def _attempt(
     problem: Problem,
     rate_per_s: float,
@@ -114,16 +121,31 @@ def _attempt(
 ) -> Sustained | None:
     scaled = at_rate(problem, rate_per_s)
     try:
-        sessions = design_load(scaled)
+        found = _placed(scaled, objective, steps, seed)
     except (MemoryShortage, NoChain):
         return None
-    found = search_placement(scaled, sessions, objective=objective, steps=steps, seed=seed)
-    if found.left_over:
+    if found is None:
         return None
+    sessions = sum(found.sessions)
     ttft_s, tpot_s = measure(found.placement, rate_per_s)
     if not (ttft_s <= limits.ttft_s and tpot_s <= limits.tpot_s):
         return None
     return Sustained(rate_per_s=rate_per_s, sessions=sessions, placement=found.placement, ttft_s=ttft_s, tpot_s=tpot_s)
+
+
+def _placed(problem: Problem, objective: Objective, steps: int, seed: int) -> SearchResult | None:
+    """With room for all that are in progress when each takes as long as it does there; None if they do not fit."""
+    sessions, wanted = 0, sessions_at_once(problem)
+    found = None
+    while wanted > sessions * _CLOSE:
+        sessions = wanted
+        if sessions > largest_load(problem):
+            return None
+        found = search_placement(problem, sessions, objective=objective, steps=steps, seed=seed)
+        if found.left_over:
+            return None
+        wanted = wanted_load(problem, found.cost_s / sessions)
+    return found
 
 
 def _bracket(attempt: Callable[[float], Sustained | None], start: float) -> tuple[Sustained | None, float]:

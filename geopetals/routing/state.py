@@ -113,7 +113,7 @@ class RouterState:
         start_s = max(free_s, now)
         if self.accounting.start_after is not None:
             wait_s = self.accounting.start_after(wait_s)
-            start_s = now + wait_s
+            start_s = max(now + wait_s, free_s)
         return Route(
             client=client,
             chain=chain,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from geopetals.errors import NoChain, ServerFull
-from geopetals.plan import Chain, Route
+from geopetals.plan import Route
 from geopetals.routing.backoff import retry_wait_s
 from geopetals.simulation.agenda import Agenda, Kind
 from geopetals.simulation.memory import Memory
@@ -63,14 +63,13 @@ class Admission:
             return
         if running.prompt or running.replays:
             route = replace(route, end_s=self._own_end_s(running, route))
-        ready_s = max(route.start_s, self._free_s(route.chain, now)) if route.wait_s > 0 else now
         reservation = self._state.open(route, now)
         running.reservation, running.start_s = reservation, route.start_s
         running.servers = frozenset(route.chain.servers)
         self._by_reservation[reservation.number] = running
         self._watch(running)
         if route.wait_s > 0:
-            self._promise(running, ready_s)
+            self._promise(running, route.start_s)
         else:
             self.start(running, now)
 
@@ -182,12 +181,6 @@ class Admission:
     def _watch(self, running: Running) -> None:
         if not self._exact:
             self._agenda.add(running.booked.end_s, Kind.OVERDUE, running)
-
-    def _free_s(self, chain: Chain, now: float) -> float:
-        """When the caches are free: PETALS' instants are rounded, by a billionth also downwards."""
-        if self._wakes:
-            return now
-        return max(self._state.free_from_s(hop.server, hop.blocks, now) for hop in chain)
 
     def _own_end_s(self, running: Running, route: Route) -> float:
         """The router prices the workload's session: this one has its own length, and is slowed down alike."""

@@ -52,6 +52,14 @@ def test_the_gap_and_the_service_level_are_printed(capsys: pytest.CaptureFixture
     assert json.loads(capsys.readouterr().out)["service_level"]["rate_per_s"] is None
 
 
+@pytest.mark.parametrize("method", ["cg_bp", "petals", "gsa"])
+def test_a_bound_that_would_not_be_printed_is_not_looked_for(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", CAMPUS, "--bound", "--method", method]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "use --method search or exact" in output.err
+
+
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
 def test_it_draws_the_plan(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / f"plan{suffix}"

@@ -1,6 +1,7 @@
 """What `geopetals plan` says holds of the placement and the chains that it names."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from geopetals.cluster_io import load_cluster, parse_cluster
 from geopetals.errors import GeoPetalsError, MemoryShortage, UnsupportedInput
 from geopetals.planning import PlanReport, plan, report_json
 from geopetals.planning.expected import shared_out
-from geopetals.planning.methods import METHODS, Budget, Method
+from geopetals.planning.methods import METHODS, Budget, Method, place
+from geopetals.planning.stock import StockSwarm
 from geopetals.timing import Objective
 
 EXAMPLES = Path(__file__).parents[2] / "examples/clusters"
@@ -162,3 +164,23 @@ def test_sessions_are_shared_out_by_demand() -> None:
     problem = to_problem(example("home-gpus"))
     counts = np.bincount(shared_out(problem, 70), minlength=3)
     assert counts.tolist() == [30, 30, 10]
+
+
+def test_the_bound_is_of_the_sessions_that_were_planned_for() -> None:
+    """The one who seldom asks has a session beside those of the one who does all the time, and is nearer."""
+    seldom = "{name: often, place: far, requests: 60/min}, {name: seldom, place: near, requests: 0.01/min}"
+    text = ONE_CLIENT.replace(", sessions: 4", "").replace("{name: me, place: near, requests: 1/min}", seldom)
+    cluster = parse_cluster(text, directory=EXAMPLES)
+    problem = to_problem(cluster)
+    planned = place(cluster, problem, StockSwarm(cluster, problem), "search", "relay")
+    assert planned.counts == (planned.sessions - 1, 1)
+    report = plan(cluster, bound=True)
+    assert report.mean_cost_s is not None
+    assert report.cost_bound_s is not None
+    assert report.cost_bound_s <= report.mean_cost_s * (1 + 1e-9)
+
+
+def test_a_bound_above_the_cost_is_not_hidden() -> None:
+    report = plan(one_client())
+    assert replace(report, mean_cost_s=2.0, cost_bound_s=2.0 + 1e-9).gap == 0
+    assert replace(report, mean_cost_s=2.0, cost_bound_s=4.0).gap == -0.5

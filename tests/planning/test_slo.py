@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from geopetals.errors import UnsupportedInput
+from geopetals.placement.load import largest_load
+from geopetals.placement.search import placement_cost
 from geopetals.plan import Placement
 from geopetals.planning.slo import RESOLUTION, Limits, highest_rate, routed_percentiles
 from geopetals.planning.slo_simulation import simulated_percentiles
@@ -74,3 +76,18 @@ def test_limits_without_sense_are_refused() -> None:
         Limits(ttft_s=0)
     with pytest.raises(UnsupportedInput, match="percentile"):
         Limits(percentile=101)
+
+
+@pytest.mark.parametrize("contended", [False, True])
+def test_without_strict_limits_the_rate_is_what_memory_carries(contended: bool) -> None:
+    problem = a_problem(contended=contended)
+    found = highest_rate(problem, Limits(tpot_s=1e6, ttft_s=1e6), steps=0)
+    assert found is not None
+    assert found.sessions <= largest_load(problem)
+    mean_s = placement_cost(problem, found.placement, found.sessions) / found.sessions
+    in_progress = found.rate_per_s * mean_s
+    assert in_progress + in_progress**0.5 <= found.sessions * 1.05 + 1
+    other = replace(problem, demand_per_s=problem.demand_per_s * 37)
+    again = highest_rate(other, Limits(tpot_s=1e6, ttft_s=1e6), steps=0)
+    assert again is not None
+    assert again.rate_per_s == pytest.approx(found.rate_per_s, rel=0.1)

@@ -312,3 +312,14 @@ def test_compute_queueing_needs_the_times_for_several_sessions() -> None:
     problem = make_problem(servers=1, blocks=2, room=3.0)
     with pytest.raises(UnsupportedInput, match="Queueing for compute"):
         RouterState(problem, Placement.of([(0, 2)], 2), compute_queueing=True)
+
+
+def test_a_retry_just_before_the_cache_is_free_starts_when_it_is() -> None:
+    """Retries are rounded down by a billionth: the promise is for the instant at which there is room."""
+    lone = one_server()
+    state = RouterState(lone.problem, lone.placement, accounting=paper_accounting())
+    free_s = 1 + 5e-10
+    state.open(replace(state.route(0, 0.0), end_s=free_s), 0.0)
+    route = state.route(0, 0.0)
+    assert (route.wait_s, route.start_s) == (1.0, free_s)
+    state.open(route, 0.0)

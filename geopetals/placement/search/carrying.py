@@ -18,9 +18,9 @@ INFINITE = float("inf")
 _AMPLE = 1 << 60
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Sessions of one client that take the same chain, given as (server, blocks used)."""
+    """Sessions of one client that take the same chain, given as (server, blocks used). Two alike are two."""
 
     client: int
     sessions: int

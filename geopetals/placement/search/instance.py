@@ -111,7 +111,7 @@ def as_lists(costs: HopCosts, clients: Sequence[int]) -> Delays:
 
 def part_of(problem: Problem, servers: Sequence[int]) -> Problem:
     """The problem with these servers only, in this order."""
-    kept = np.asarray(servers)
+    kept = np.asarray(servers, dtype=np.int64)
     push, contention = problem.push, problem.contention
     return replace(
         problem,

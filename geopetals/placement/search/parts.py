@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from geopetals.placement.search.annealing import Schedule, anneal
+from geopetals.placement.search.annealing import STRIDE, Schedule, anneal
 from geopetals.placement.search.carrying import Batch, Carrier
 from geopetals.placement.search.effort import Effort
 from geopetals.placement.search.instance import Instance, make_instance, part_of
@@ -34,6 +34,9 @@ def improve_by_parts(carrier: Carrier, origin: Spans, *, rng: random.Random, eff
     while (spent := effort.spent()) < 1.0:
         part = _choose(carrier.instance, log, rng)
         inside = _instance_of(carrier.instance, best, part, log)
+        if not inside.movable:
+            effort.count(STRIDE)
+            continue
         before = Spans([best.starts[j] for j in part.servers], [best.ends[j] for j in part.servers], 0.0)
         sub, there = type(carrier)(inside), _moving_of(moving, part.servers)
         before.cost_s = sub.cost_s(before.starts, before.ends) + there.total_s(before.starts, before.ends)

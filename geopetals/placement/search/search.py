@@ -35,14 +35,19 @@ class SearchResult:
     """Of each client, that it was made for."""
     cost_s: float
     """All sessions at once, summed; a penalty for each without room included, the price of moving not."""
-    left_over: int
-    """Sessions that find no room."""
+    carried: tuple[int, ...]
+    """Of each client, that find room."""
     cg_bp_cost_s: float | None
     """The same with CG-BP for all sessions; None if it cannot place them."""
     moved_blocks: int
     """Blocks that servers would load which they do not hold in the placement that runs; 0 without one."""
     candidates: int
     steps: int
+
+    @property
+    def left_over(self) -> int:
+        """Sessions that find no room."""
+        return sum(self.sessions) - sum(self.carried)
 
 
 def search_placement(
@@ -59,8 +64,9 @@ def search_placement(
 ) -> SearchResult:
     """The cheapest placement found for that many sessions at once (shared out by demand, or given for each client).
 
-    Never dearer than CG-BP for as many sessions, which is one of the candidates: what CG-BP guarantees to each session
-    holds in the mean over sessions, not for each. The same seed and number of steps give the same result; with a budget
+    CG-BP for as many sessions is one of the candidates: no placement is chosen that leaves more sessions without room,
+    nor one as good at that which is dearer, moving included. What CG-BP guarantees to each session holds in the mean
+    over sessions, not for each. The same seed and number of steps give the same result; with a budget
     in seconds of `clock` it depends on the machine too.
     warm: the placement that runs now; each block that a server would have to load counts as move_s_per_block more.
 
@@ -75,12 +81,13 @@ def search_placement(
     best = _improve(carrier, ranked, random.Random(seed), effort, moving)
     if not moving.block_s:
         best = fill_spares(carrier, best)
+    if cg_bp is not None and sum(_carried(carrier, cg_bp)) > sum(_carried(carrier, best)):
+        best = cg_bp
     return SearchResult(
         placement=best.placement(problem.num_blocks),
         sessions=tuple(instance.sessions.tolist()),
         cost_s=best.cost_s - moving.total_s(best.starts, best.ends),
-        left_over=int(instance.sessions.sum())
-        - sum(batch.sessions for batch in carrier.routed(best.starts, best.ends)),
+        carried=_carried(carrier, best),
         cg_bp_cost_s=None if cg_bp is None else cg_bp.cost_s - moving.total_s(cg_bp.starts, cg_bp.ends),
         moved_blocks=0 if warm is None else _moved_blocks(warm, best.placement(problem.num_blocks)),
         candidates=len(found),
@@ -119,6 +126,8 @@ def _costed(carrier: Carrier, placement: Placement, moving: Moving) -> Spans:
 
 
 def _improve(carrier: Carrier, ranked: list[Spans], rng: random.Random, effort: Effort, moving: Moving) -> Spans:
+    if not carrier.instance.movable:
+        return ranked[0]
     if carrier.instance.num_servers > WHOLE_SERVERS:
         origin = min([*ranked[:1], *_of_pods(carrier, rng, effort, moving)], key=lambda spans: spans.cost_s)
         return improve_by_parts(carrier, origin, rng=rng, effort=effort, moving=moving)
@@ -132,6 +141,13 @@ def _of_pods(carrier: Carrier, rng: random.Random, effort: Effort, moving: Movin
     maker = PodMaker(carrier.instance)
     pods = priced_pods(maker)
     return [] if pods is None else [laid_out(carrier, rebuilt(maker, pods, rng=rng, effort=effort), rng=rng)]
+
+
+def _carried(carrier: Carrier, spans: Spans) -> tuple[int, ...]:
+    carried = [0] * carrier.instance.problem.num_clients
+    for batch in carrier.routed(spans.starts, spans.ends):
+        carried[batch.client] += batch.sessions
+    return tuple(carried)
 
 
 def _moving(problem: Problem, warm: Placement | None, move_s_per_block: float) -> Moving:

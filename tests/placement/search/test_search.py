@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from geopetals.errors import MemoryShortage, UnsupportedInput
 from geopetals.placement.cg_bp import cg_bp
 from geopetals.placement.search import placement_cost, search_placement, sessions_by_client
+from geopetals.placement.search.carrying import Batch
 from geopetals.placement.search.search import carrier_of, make_instance
 from geopetals.plan import Placement
 from geopetals.problem import Contention, Problem
@@ -166,3 +167,41 @@ def test_any_placement_has_a_cost() -> None:
     most = int(problem.memory_bytes[0] // problem.block_bytes)
     packed = Placement.of([(0, min(most, 6)), None, None], 6)
     assert placement_cost(problem, packed, 2) > 0
+
+
+def half_and_half(pinned: tuple[tuple[int, int] | None, ...]) -> Problem:
+    """Servers with room for the whole model and a few sessions."""
+    problem = make_problem(3, servers=44, blocks=8, room=6.0)
+    memory_bytes = np.full(44, 8 * problem.block_bytes + 24 * problem.kv_bytes)
+    return replace(problem, memory_bytes=memory_bytes, pinned=pinned)
+
+
+def test_a_large_swarm_whose_blocks_are_all_pinned_stays_as_it_is() -> None:
+    pins = ((0, 2), (2, 8)) * 22
+    chained = search_placement(half_and_half(pins), 3, steps=64)
+    assert chained.placement == Placement.of(list(pins), 8)
+    assert chained.left_over == 0
+    assert search_placement(half_and_half(((0, 2),) * 44), 3, steps=64).left_over == 3
+
+
+def test_a_large_swarm_with_one_server_to_place_is_searched() -> None:
+    found = search_placement(half_and_half((*((0, 2), (2, 8)) * 21, (0, 2), None)), 3, steps=400)
+    assert found.left_over == 0
+    assert found.steps >= 400
+
+
+def test_stranding_sessions_never_beats_cg_bp_that_carries_all() -> None:
+    """Not even where moving costs more than the penalty for them."""
+    problem = make_problem(6, servers=8, blocks=12, clients=2, room=4.0)
+    useless = Placement.of([(0, 1)] + [None] * 7, 12)
+    found = search_placement(problem, 4, steps=64, warm=useless, move_s_per_block=1e9)
+    assert found.left_over == 0
+    assert found.carried == found.sessions
+
+
+def test_batches_that_are_alike_are_told_apart() -> None:
+    """Parts are taken out batch by batch: of two alike only the one that was chosen."""
+    first, second = (Batch(0, 1, 2.0, ((0, 4),)) for _ in range(2))
+    left = [first, second]
+    left.remove(second)
+    assert left[0] is first
