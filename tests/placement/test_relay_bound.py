@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from geopetals.errors import MemoryShortage
@@ -49,6 +49,7 @@ def test_no_placement_costs_less(
 
 @settings(deadline=None, max_examples=15)
 @given(seed=seeds, objective=objectives, sessions=st.integers(1, 12), prices=seeds)
+@example(seed=4294967294, objective="relay", sessions=2, prices=131071)
 def test_any_prices_give_a_bound(seed: int, objective: Objective, sessions: int, prices: int) -> None:
     """Of what CG-BP's placement costs under the best routing, for more servers than can be searched through."""
     problem = make_problem(seed, servers=7, blocks=12, clients=2, room=4.0, push=True)

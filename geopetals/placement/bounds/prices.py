@@ -79,7 +79,7 @@ class Rows:
     def use_s(self, prices_s: Floats) -> Floats:
         """(C, J, K): what using 1..K blocks costs a session at these prices, (count,)."""
         most = self.sizes.most
-        by_server = prices_s.reshape(self.num_servers, -1)
+        by_server = np.where(self.active, prices_s.reshape(self.num_servers, -1), 0.0)
         blocks = np.arange(1, most + 1)
         cache_s = np.cumsum(by_server[:, :most], axis=1) * blocks
         whole_s = by_server[:, most : 2 * most] @ (blocks[None, :] // blocks[:, None])
