@@ -272,7 +272,8 @@ than hidden states and positions, or do not compute the same in pieces and block
 * Models that also see or hear are refused; checkpoints of their language model alone work if its family does.
 * Encoder families (BERT and its kin) work as decoders: with `is_decoder: true` in their config.
 * Rotary embeddings whose angles depend on the length of the text are exact or refused: `dynamic` ones work up to the
-  length the model was trained on, `longrope` ones unless a session begins below that length and then passes it.
+  length the model was trained on, `longrope` ones up to the original length. A longer prompt is refused: it goes in
+  pieces of at most 512 tokens, the first of which get the angles of short texts. Passes without a cache may be longer.
 * With a sliding window of `w` tokens a session keeps at most `1.5 w` tokens and those of the last step.
 """
 

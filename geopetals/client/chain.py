@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _DOUBT_S = HEARTBEAT_S + 0.2
+_WIDEST_BYTES = 4
+"""Of a value: servers may compute in a wider format than ours, and what they push has to fit one message too."""
 
 
 class _Flight(NamedTuple):
@@ -63,12 +65,14 @@ class Chain:
             ("answer", "") if opening.is_last else (None if opening.next_hop else "relay", why)
             for opening, why in zip(openings, reasons, strict=True)
         ]
+        self._has_link = [opening.next_hop is not None for opening in openings]
+        self._answered = [-1] * len(hops)
+        self._done: list[tuple[int, ...]] = [(0, 0, 0)] * len(hops)
         self._number = 0
         self._flights: deque[_Flight] = deque()
         self._awaited: dict[int, asyncio.Future[torch.Tensor]] = {}
         self._is_busy = False
         self._waited_s = 0.0
-        self._progress = 0
         self._doubt: _Doubt | None = None
         self._doubt_s = 0.0
         self.failure: SwarmFailure | None = None
@@ -120,7 +124,7 @@ class Chain:
         hypo_ids: torch.Tensor | None,
         prompts: torch.Tensor | None,
     ) -> torch.Tensor | None:
-        limit = chunk_tokens(hidden.shape[0], hidden.shape[2], hidden.element_size())
+        limit = chunk_tokens(hidden.shape[0], hidden.shape[2], _WIDEST_BYTES)
         pieces = hidden.split(limit, dim=1) if hidden.shape[1] > limit else (hidden,)
         answers: list[asyncio.Future[torch.Tensor]] = []
         for piece in pieces:
@@ -170,10 +174,11 @@ class Chain:
         """An answer from the last hop; from any other one an output that is to be relayed."""
         if self.failure is not None:
             return
-        self._waited_s = 0.0
+        index = self._hops.index(source)
         flight = next((flight for flight in self._flights if flight.number == step.number), None)
-        if flight is None:
+        if flight is None or step.number <= self._answered[index]:  # whoever answers twice gains no time by it
             return
+        self._answered[index], self._waited_s = step.number, 0.0
         is_answer = source is self._hops[-1]
         tokens = 1 if is_answer and step.want is Want.LAST and hidden.shape[1] == 1 else flight.tokens
         due = (self._batch, tokens, self._swarm.hidden_size)
@@ -203,12 +208,16 @@ class Chain:
 
     def on_link(self, source: HopSession, link: Link, why: str) -> None:
         index = self._hops.index(source)
-        if link is Link.UP:
+        if not self._has_link[index]:
+            text = f"server {short_peer(source.hop.peer_id)} told of a link to the next server, and has none."
+            self._fail(ServerBroken(text), source)
+        elif link is Link.UP:
             self._modes[index] = ("push", "")
         elif link is Link.REFUSED:
+            self._has_link[index] = False
             self._modes[index] = ("relay", why)
             log.info("link.refused from=%s reason=%s", short_peer(source.hop.peer_id), why)
-        elif index + 1 < len(self._hops):
+        elif self._doubt is None:
             following = self._hops[index + 1]
             heard = why == "silent" and following.silence.seconds <= _DOUBT_S
             self._doubt = _Doubt(index, following.frames - heard, why)
@@ -234,14 +243,27 @@ class Chain:
                 return
         if self._doubt is not None:
             self._decide(seconds)
-        progress = sum(hop.beat.received + hop.beat.computed + hop.beat.handed_on for hop in self._hops)
-        if progress != self._progress:
-            self._progress, self._waited_s = progress, 0.0
+        done = self._count_done()
+        if done != self._done:
+            self._done, self._waited_s = done, 0.0
         if self._is_busy:
             self._waited_s += seconds
             if self._waited_s > self._swarm.config.request_timeout:
                 hop = self._slowest()
                 self._fail(gone(hop.hop.peer_id, f"no answer within {self._swarm.config.request_timeout:.0f} s"), hop)
+
+    def _count_done(self) -> list[tuple[int, ...]]:
+        """What the hops' heartbeats say, as far as it can be: counts never fall, nor pass what was sent. Else a server
+        could feign progress for ever.
+        """
+        least, most = self._flights[0].number if self._flights else self._number, self._number
+        return [
+            tuple(
+                min(max(told, before, least), most)
+                for told, before in zip((hop.beat.received, hop.beat.computed, hop.beat.handed_on), done, strict=True)
+            )
+            for hop, done in zip(self._hops, self._done, strict=True)
+        ]
 
     def _decide(self, seconds: float) -> None:
         """Who failed when a link is lost: the next server, if it is not heard of any more, or the link alone."""

@@ -1,7 +1,8 @@
 """The client's end of one server's rpc_inference stream: control of its session, and what is not pushed."""
 
 import asyncio
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import torch
 from hivemind.p2p import P2P
@@ -42,6 +43,23 @@ class Listener(Protocol):
     def on_failure(self, source: "HopSession", error: SwarmFailure) -> None: ...
 
 
+class _HeardReader:
+    """A stream on which every part of a message is a sign of life: a large one may take long on a slow link."""
+
+    def __init__(self, reader: asyncio.StreamReader, heard: Callable[[], None]) -> None:
+        self._reader, self._heard = reader, heard
+
+    async def readexactly(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            part = await self._reader.read(size - len(data))
+            if not part:
+                raise asyncio.IncompleteReadError(bytes(data), size)
+            data += part
+            self._heard()
+        return bytes(data)
+
+
 class HopSession:
     """A session on one server. Any error leaves it unusable; `close()` frees the server's cache.
 
@@ -57,7 +75,9 @@ class HopSession:
         self.beat = Beat()
         self.frames = 0
         self.silence = Silence(SERVER_SILENCE_S)
-        self._reader, self._writer = reader, writer
+        # Of a reader, read_message() uses nothing else.
+        self._reader = cast(asyncio.StreamReader, _HeardReader(reader, self.silence.heard))
+        self._writer = writer
         self._dialect: Dialect = dialect
         self._ping_due = Every(CLIENT_BEAT_S)
         self._listening: asyncio.Task[None] | None = None
@@ -180,6 +200,5 @@ class HopSession:
         if response is None:
             raise gone(self.hop.peer_id, "it ended the session")
         self.frames += 1
-        self.silence.heard()
         hidden = deserialize(response.tensors[0]) if response.tensors else None
         return read_metadata(response.metadata), hidden

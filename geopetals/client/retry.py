@@ -33,23 +33,33 @@ class Retry:
 
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
-        self._began_s = time.monotonic()
+        self._failures = self._waits = 0
+        self._waiting_since_s = 0.0
         self.attempts = 0
 
     async def after(self, error: SwarmFailure, *, in_session: bool) -> None:
-        """Returns when another try makes sense, raises `error` when none does."""
-        config, self.attempts = self._config, self.attempts + 1
-        waited_s = time.monotonic() - self._began_s
-        if isinstance(error, NoChain) and in_session:
-            if waited_s >= config.recovery_timeout:
+        """Returns when another try makes sense, raises `error` when none does.
+
+        Time counts from the first of the waits in a row: not what was computed before, however long it took.
+        """
+        config, now_s = self._config, time.monotonic()
+        self.attempts += 1
+        if isinstance(error, ServerFull) or (isinstance(error, NoChain) and in_session):
+            if self._waits == 0:
+                self._waiting_since_s = now_s
+            self._waits += 1
+            tries = self._waits
+            limit_s = config.full_timeout if isinstance(error, ServerFull) else config.recovery_timeout
+            if now_s - self._waiting_since_s >= limit_s:
                 raise error
-        elif isinstance(error, ServerFull):
-            if waited_s >= config.full_timeout:
+        else:
+            self._waits = 0
+            self._failures += 1
+            tries = self._failures
+            if isinstance(error, ServerRefused | NoChain) or self._failures > config.max_retries:
                 raise error
-        elif isinstance(error, ServerRefused | NoChain) or self.attempts > config.max_retries:
-            raise error
         log.warning("session.retry attempt=%d reason=%s", self.attempts, error)
         if isinstance(error, NoChain):
             await asyncio.sleep(min(_LOOK_AGAIN_S, config.max_backoff))
-        elif self.attempts > 1:
-            await asyncio.sleep(min(config.min_backoff * 2 ** (self.attempts - 2), config.max_backoff))
+        elif tries > 1:
+            await asyncio.sleep(min(config.min_backoff * 2 ** (tries - 2), config.max_backoff))

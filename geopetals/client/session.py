@@ -1,7 +1,8 @@
 """An inference session: attention caches on a chain of servers, extended step by step.
 
-The session keeps the hidden states it has sent into block 0, and nothing else: batch x max_length x hidden values at
-most. When a server fails, a new chain is opened, fed that history, and goes on with the step that failed.
+The session keeps the hidden states it has sent into block 0, batch x max_length x hidden values (once it has outgrown
+max_length, room for a quarter or 256 tokens more than it needs), and deep prompts if there are any. When a server
+fails, a new chain is opened, fed that history, and goes on with the step that failed.
 """
 
 import contextlib

@@ -13,12 +13,12 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 from hivemind.proto import runtime_pb2
 
 from geopetals import metrics
-from geopetals.errors import GeoPetalsError, MemoryShortage, ServerFull
+from geopetals.errors import GeoPetalsError, MemoryShortage, ServerBroken, ServerFull
 from geopetals.swarm.admission import Admission
 from geopetals.swarm.cache_growth import CacheGrowth
 from geopetals.swarm.compute import ComputeThread
 from geopetals.swarm.heartbeat import tick
-from geopetals.swarm.inbox import Inbox
+from geopetals.swarm.inbox import STEP_TIMEOUT_S, Inbox
 from geopetals.swarm.kv_budget import Reservation
 from geopetals.swarm.kv_cache import SessionKV
 from geopetals.swarm.limits import PeerLimits
@@ -28,7 +28,7 @@ from geopetals.swarm.scheduler import Scheduler
 from geopetals.swarm.server_session import Push, ServerSession, SessionRequest, read_session_request
 from geopetals.swarm.session_registry import SessionRegistry
 from geopetals.swarm.stage import Stage
-from geopetals.swarm.wire import WireError, frame, send, send_error, short_peer, write_metadata
+from geopetals.swarm.wire import WireError, drain, frame, send, send_error, short_peer, write_metadata
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +85,9 @@ class InferenceService:
             await self._serve_within_limits(peer, reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             log.debug("session.lost client=%s", short_peer(peer))
+        except MemoryShortage as error:
+            log.warning("session.out_of_memory client=%s reason=%.500s", short_peer(peer), error)
+            send_error(writer, ServerFull(str(error)))
         except (WireError, GeoPetalsError) as error:
             log.info("session.refused client=%s reason=%.500s", short_peer(peer), error)
             metrics.REQUESTS_REFUSED.labels(type(error).__name__).inc()
@@ -94,7 +97,7 @@ class InferenceService:
             send_error(writer, ServerFull("the server's device ran out of memory."))
         except Exception as error:
             log.exception("session.failed client=%s", short_peer(peer))
-            send_error(writer, RuntimeError(f"internal error: {type(error).__name__}"))
+            send_error(writer, ServerBroken(f"internal error: {type(error).__name__}"))
         finally:
             self._streams.discard(task)
             writer.close()
@@ -182,7 +185,7 @@ class InferenceService:
         message: runtime_pb2.ExpertRequest | None = first
         while message is not None:
             await session.step(message)
-            await writer.drain()
+            await drain(writer, timeout_s=STEP_TIMEOUT_S)
             message = await inbox.next_request()
 
     async def _serve_ring(

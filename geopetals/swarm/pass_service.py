@@ -13,6 +13,7 @@ from hivemind.utils.streaming import combine_from_streaming, split_for_streaming
 from geopetals.errors import GeoPetalsError
 from geopetals.swarm import block_ops
 from geopetals.swarm.compute import ComputeThread, Priority
+from geopetals.swarm.inbox import STEP_TIMEOUT_S
 from geopetals.swarm.limits import PeerLimits
 from geopetals.swarm.peer_calls import told_to_peers
 from geopetals.swarm.server_session import read_uids
@@ -20,6 +21,7 @@ from geopetals.swarm.stage import Stage
 from geopetals.swarm.wire import (
     MAX_FRAME_BYTES,
     WireError,
+    drain,
     frame,
     read_message,
     read_metadata,
@@ -82,7 +84,7 @@ class PassService:
                     request = await _gather(self._parts(peer, reader))
                 for part in _parts(await function(request, peer)):
                     send(writer, frame(part))
-                    await writer.drain()
+                    await drain(writer, timeout_s=STEP_TIMEOUT_S)
         except (asyncio.IncompleteReadError, ConnectionError):
             log.debug("pass.lost client=%s", short_peer(peer))
         except TimeoutError:

@@ -24,6 +24,8 @@ from geopetals.swarm.stage import Stage
 from geopetals.swarm.wire import BadInput, WireError, frame, is_finite, read_metadata, send, serialize
 
 _WIDEST_BYTES = 4
+_WIDER = 2  # float32 for bfloat16
+_MAX_TENSORS = 3
 _MAX_UNREAD_BYTES = 2**20
 _MAX_WAITING = 16
 """Steps that wait for the one before; whoever sends more is read no further until there is room."""
@@ -58,6 +60,7 @@ class RingSession:
         self._progress = (0, 0, 0)
         self._beat = Every(opening.heartbeat_s)
         self.is_listening = False
+        self._is_closed = False
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if opening.next_hop is None:
             self._link_decided.set()
@@ -68,7 +71,11 @@ class RingSession:
         return self._opening.previous
 
     async def feed(self, request: runtime_pb2.ExpertRequest, *, pushed: bool) -> None:
-        """Take a step, waiting while too many wait already. Raises WireError for one that is none, or out of order."""
+        """Take a step, waiting while too many wait already.
+
+        Raises WireError for one that is none, or out of order, and ConnectionResetError once the session has ended.
+        """
+        self._require_open()
         step = Step.read(read_metadata(request.metadata))
         self._check_size(request)
         if step.number < self._received:
@@ -87,16 +94,22 @@ class RingSession:
         self._client_silence.heard()
 
     def attach_upstream(self, writer: asyncio.StreamWriter) -> None:
+        """Raises WireError if there is one already, and ConnectionResetError once the session has ended."""
+        self._require_open()
+        if self._upstreams:
+            raise WireError("a push stream into this session is open already")
         self._upstreams.add(writer)
 
     def detach_upstream(self, writer: asyncio.StreamWriter) -> None:
         self._upstreams.discard(writer)
 
     def tick(self, seconds: float) -> None:
+        if self._writer.is_closing():  # nobody reads of the stream's end while steps wait for room
+            self.fail(ConnectionResetError("the client is gone"))
         if self._link is not None:
             self._link.tick(seconds)
         if self.is_listening and self._client_silence.lasts(seconds):
-            self.fail(WireError("nothing was heard of the client for too long"))
+            self.fail(ServerFull(f"nothing was heard of the client for {CLIENT_SILENCE_S:.0f} s: its cache is freed."))
         self._check_progress(seconds)
         if self._beat.is_due(seconds):
             beat = Beat(self._received, self._computed, self._handed_on)
@@ -107,17 +120,34 @@ class RingSession:
 
     def close(self) -> None:
         """Close the links to both neighbours; the client's stream is its owner's to close."""
+        self._is_closed = True
+        while not self._steps.empty():  # whoever waits for room goes on, and hears of the end at the next step
+            self._steps.get_nowait()
         for writer in self._upstreams:
             writer.close()
         if self._link is not None:
             self._link.close()
-        self.failed.cancel()
+        if not self.failed.cancel() and not self.failed.cancelled():
+            self.failed.exception()  # somebody may have failed it when nobody was waiting any more
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise ConnectionResetError("the session has ended")
 
     def _check_size(self, request: runtime_pb2.ExpertRequest) -> None:
-        """Several steps wait in memory: each is a piece, or one token however large."""
-        most = max(MAX_CHUNK_BYTES, self._batch * self._stage.hidden_size * _WIDEST_BYTES)
-        if request.tensors and len(request.tensors[0].buffer) > most:
+        """Several steps wait in memory: each is a piece, or one token however large, and prompts for each block.
+
+        Pieces are cut in the client's format: the server before this one may have sent its output in a wider one.
+        """
+        most = _WIDER * max(MAX_CHUNK_BYTES, self._batch * self._stage.hidden_size * _WIDEST_BYTES)
+        if len(request.tensors) > _MAX_TENSORS:
+            raise WireError(f"a step has at most {_MAX_TENSORS} tensors")
+        sizes = [len(tensor.buffer) for tensor in request.tensors]
+        if sizes and sizes[0] > most:
             raise WireError(f"a step has at most {most} bytes of hidden states: send it in pieces")
+        most *= 1 + len(self._span)
+        if sum(sizes) > most:
+            raise WireError(f"a step has at most {most} bytes in all: send it in pieces")
 
     def _check_progress(self, seconds: float) -> None:
         """Cache that is not used is given to others; the client can have it filled again."""

@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 # Decode steps wait for at most one piece of somebody's prefill. Fewer tokens would use the device badly.
 PIECE_TOKENS = 256
 MOST_ROWS = 128
+FREE_PADDED_TOKENS = 8192
+"""Copies side by side, over all rows, that are small whatever part of them is padding. Others are half padding at most.
+"""
+_MOST_PADDED = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +88,8 @@ class Scheduler:
     async def _decode(self, kv: SessionKV, span: range, step: StepInput) -> Tensor:
         answer: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
         reorders = step.hypo_ids is not None  # not to be done twice if a batch fails: such a step goes alone
-        group = kv if reorders else (span.start, span.stop, self._stage.past_rope_limit(kv))
+        # The window remembers groups for as long as their sessions live: a group must not hold its session.
+        group: Hashable = object() if reorders else (span.start, span.stop, self._stage.past_rope_limit(kv))
         self._arrived.put(Decode(kv, span, step, answer, group, time.monotonic()))
         self._call_for_a_turn()
         output = await answer
@@ -127,11 +132,17 @@ class Scheduler:
         """As many as make a batch."""
         if not self._stage.batches:
             return steps[:1]
-        rows, batch = 0, list[Decode]()
+        is_padded = self._stage.batching.layout == "padded"
+        rows = longest = held = 0
+        batch = list[Decode]()
         for decode in steps:
-            rows += decode.kv.batch
-            if batch and rows > MOST_ROWS:
+            more, length = decode.kv.batch, decode.kv.length + 1
+            if batch and rows + more > MOST_ROWS:
                 break
+            padded = (rows + more) * max(longest, length)
+            if batch and is_padded and padded > max(FREE_PADDED_TOKENS, _MOST_PADDED * (held + more * length)):
+                continue  # a batch of its own, or of others as long, comes next
+            rows, longest, held = rows + more, max(longest, length), held + more * length
             batch.append(decode)
         return batch
 

@@ -73,6 +73,16 @@ def send(writer: asyncio.StreamWriter, data: bytes) -> None:
     writer.write(data)
 
 
+async def drain(writer: asyncio.StreamWriter, *, timeout_s: float) -> None:
+    """Wait until there is room to write more. Raises ConnectionResetError if the peer does not read for so long."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await writer.drain()
+    except TimeoutError:
+        writer.transport.abort()  # close() would wait for what is not read
+        raise ConnectionResetError(f"the peer read nothing for {timeout_s:.0f} s") from None
+
+
 def send_error(writer: asyncio.StreamWriter, error: BaseException) -> None:
     """The last word, if somebody is still there."""
     if not writer.is_closing():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
+from geopetals.client.hop import HopSession
 from geopetals.client.model import DistributedModel
 from geopetals.errors import NoChain, ServerBroken
 from geopetals.swarm import ring_messages
@@ -151,6 +152,23 @@ def test_all_positions_where_they_are_asked_for(model: DistributedModel, local: 
         found = torch.cat([model(ids[:, :1200]).logits, model(ids[:, 1200:]).logits], dim=1)
         expected = local(ids).logits
     assert torch.allclose(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_pieces_fit_servers_of_a_wider_format(model: DistributedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that computes in float32 pushes twice what a client in bfloat16 sends."""
+    most, sent = 32 * HIDDEN * 4, []
+    monkeypatch.setattr(ring_messages, "MAX_CHUNK_BYTES", most)
+    post = HopSession.post
+
+    def recording(hop: HopSession, step: Any, hidden: Tensor, *args: Any) -> None:
+        sent.append(hidden.shape[1])
+        post(hop, step, hidden, *args)
+
+    monkeypatch.setattr(HopSession, "post", recording)
+    inputs = torch.randn(1, 80, HIDDEN, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), model.inference_session(max_length=80) as session:
+        session.step(inputs.bfloat16())
+    assert sent == [32, 32, 16]
 
 
 def test_the_client_gets_one_position_of_a_prompt(model: DistributedModel, net: Net) -> None:

@@ -1,9 +1,11 @@
 """Steps of many sessions at once give what each gives alone; who waits for whom is decided here."""
 
 import asyncio
+import gc
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,21 @@ def test_a_batch_has_so_many_rows_at_most(stage: Stage) -> None:
     at_a_desk(stage, scenario)
 
 
+@pytest.mark.parametrize(("layout", "sizes"), [("padded", {3: 1, 1: 1}), ("rows", {4: 1})])
+def test_short_sessions_are_not_filled_up_to_a_long_one(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, layout: str, sizes: dict[int, int]
+) -> None:
+    monkeypatch.setattr("geopetals.swarm.scheduler.FREE_PADDED_TOKENS", 50)
+    monkeypatch.setattr(stage.batching, "layout", layout)
+
+    async def scenario(desk: Desk) -> None:
+        sessions = [desk.twins(length, seed=length) for length in (4, 5, 90, 6)]
+        await desk.all_at_once(*(desk.step(twins) for twins in sessions))
+        assert desk.scheduler.batch_sizes == sizes
+
+    at_a_desk(stage, scenario)
+
+
 def test_long_steps_prompts_and_beams_beside_decoding(stage: Stage) -> None:
     async def scenario(desk: Desk) -> None:
         sessions = [desk.twins(length, seed=length) for length in (3, 8)]
@@ -134,6 +151,21 @@ def test_long_steps_prompts_and_beams_beside_decoding(stage: Stage) -> None:
             desk.step(sessions[1]),
         )
         assert desk.scheduler.batch_sizes == {2: 1, 1: 1}
+
+    at_a_desk(stage, scenario)
+
+
+def test_nobody_holds_the_cache_of_beams_that_are_done(stage: Stage) -> None:
+    async def scenario(desk: Desk) -> None:
+        kv = stage.allocate_kv(0, 6, batch=2, max_length=4)
+        hidden = torch.zeros(2, 1, stage.hidden_size)
+        await desk.scheduler.infer(kv, WHOLE, step_of(hidden, hypo_ids=torch.tensor([1, 1])))
+        cache = weakref.ref(kv)
+        del kv
+        await desk.compute.run(lambda: None)  # the thread has let go of the step, too
+        await asyncio.sleep(0)
+        gc.collect()
+        assert cache() is None
 
     at_a_desk(stage, scenario)
 

@@ -1,5 +1,6 @@
 import asyncio
 import math
+import socket
 import time
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from geopetals.errors import ServerFull, ServerRefused
 from geopetals.swarm import wire
-from geopetals.swarm.wire import WireError, deserialize, read_message, serialize
+from geopetals.swarm.wire import WireError, deserialize, drain, read_message, serialize
 
 PEER = "12D3KooWPeer"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -293,3 +294,16 @@ def test_any_metadata_is_a_map_or_refused(data: bytes) -> None:
         assert isinstance(wire.read_metadata(data), dict)
     except WireError:
         return
+
+
+def test_a_peer_that_reads_nothing_is_dropped() -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            _, writer = await asyncio.open_unix_connection(sock=ours)
+            writer.write(bytes(2**24))
+            with pytest.raises(ConnectionResetError, match="read nothing"):
+                await drain(writer, timeout_s=0.05)
+            assert writer.is_closing()
+
+    asyncio.run(main())
