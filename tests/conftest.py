@@ -6,6 +6,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -122,6 +123,8 @@ class RunGuard:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # pytest's own directories stay where they were; the code under test gets one that must be empty in the end.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
     temp_dir = Path(tempfile.mkdtemp(prefix="gp-"))
