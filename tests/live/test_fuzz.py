@@ -24,9 +24,10 @@ from geopetals.errors import GeoPetalsError
 from geopetals.join_token import JoinToken
 from geopetals.swarm.local import LocalServer, LocalSwarm
 from geopetals.swarm.network import Network, NetworkConfig
-from geopetals.swarm.wire import HANDLER, WireError, read_message, read_metadata
+from geopetals.swarm.wire import HANDLER, WireError, read_message
 from tests.live.commands import is_alive, wait_for
 from tests.live.conftest import Connect
+from tests.live.free_cache import free_cache
 from tests.live.hostile import Conversation, Hostile, ends
 from tests.models import VOCABULARY
 
@@ -148,23 +149,6 @@ class Attack:
             self.told[f"{type(error).__name__}: {error}"] += 1
         finally:
             writer.close()
-
-
-def free_cache(model: Any, servers: list[LocalServer]) -> list[int]:
-    async def ask() -> list[int]:
-        answers = []
-        for server in servers:
-            answer = await model.swarm.network.p2p.call_protobuf_handler(
-                PeerID.from_base58(server.peer_id),
-                f"{HANDLER}.rpc_info",
-                runtime_pb2.ExpertUID(),
-                runtime_pb2.ExpertInfo,
-            )
-            answers.append(int(read_metadata(answer.serialized_info)["cache_tokens_available"]))
-        return answers
-
-    free: list[int] = model.swarm.run(ask())
-    return free
 
 
 def footprint(servers: list[LocalServer]) -> list[tuple[int, int, int]]:

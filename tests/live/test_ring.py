@@ -11,14 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from hivemind.p2p import PeerID
-from hivemind.proto import runtime_pb2
 from transformers import PreTrainedModel
 
 from geopetals.swarm.local import LocalSwarm
-from geopetals.swarm.wire import HANDLER, read_metadata
 from tests.live.commands import wait_for
 from tests.live.conftest import Connect, load_local
+from tests.live.free_cache import free_cache
 from tests.models import VOCABULARY, save_llama
 
 pytestmark = pytest.mark.live
@@ -84,39 +82,22 @@ def test_tokens_of_the_local_model(
         assert torch.equal(found, generate(long_local, ids, **options))
 
 
-def free_cache(model: Any, swarm: LocalSwarm) -> list[int]:
-    """Of each server, in block-tokens."""
-
-    async def ask() -> list[int]:
-        answers = []
-        for server in swarm.servers:
-            answer = await model.swarm.network.p2p.call_protobuf_handler(
-                PeerID.from_base58(server.peer_id),
-                f"{HANDLER}.rpc_info",
-                runtime_pb2.ExpertUID(),
-                runtime_pb2.ExpertInfo,
-            )
-            answers.append(int(read_metadata(answer.serialized_info)["cache_tokens_available"]))
-        return answers
-
-    free: list[int] = model.swarm.run(ask())
-    return free
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_a_client_that_is_gone_frees_its_cache(
     ring: LocalSwarm, long_llama: Path, connect: Connect, number: signal.Signals
 ) -> None:
     watcher = connect(long_llama, join=ring.token)
-    before = free_cache(watcher, ring)
+    before = free_cache(watcher, ring.servers)
     command = [sys.executable, "-c", CLIENT, str(long_llama), ring.token]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as client:
         try:
             assert client.stdout is not None
             assert client.stdout.readline() == "ready\n"
-            assert all(left < was for left, was in zip(free_cache(watcher, ring), before, strict=True))
+            assert all(left < was for left, was in zip(free_cache(watcher, ring.servers), before, strict=True))
             os.kill(client.pid, number)
-            wait_for(lambda: free_cache(watcher, ring) == before, timeout_s=15, what="the cache of a client gone")
+            wait_for(
+                lambda: free_cache(watcher, ring.servers) == before, timeout_s=15, what="the cache of a client gone"
+            )
         finally:
             client.kill()
 
@@ -126,26 +107,26 @@ def test_a_session_that_outgrew_its_length_frees_all_it_got(
 ) -> None:
     """A prompt in two turns, the second of several pieces; then a failure: the new chain is as long as it must be."""
     model = connect(long_llama, join=ring.token)
-    before, ids = free_cache(model, ring), prompts(1, 900)
+    before, ids = free_cache(model, ring.servers), prompts(1, 900)
     with model.inference_session(max_length=20) as session:
         first = generate(model, ids[:, :8], **GREEDY)
         assert session._chain is not None
-        small = free_cache(model, ring)
+        small = free_cache(model, ring.servers)
         longer = torch.cat([first, ids], dim=1)
         found = torch.cat([first, model.generate(longer[:, first.shape[1] :], max_new_tokens=6, **GREEDY)], dim=1)
-        large = free_cache(model, ring)
+        large = free_cache(model, ring.servers)
         assert all(was - left >= 880 for was, left in zip(small, large, strict=True))
         session._abandon()
         last = model.generate(None, max_new_tokens=6, **GREEDY)
     everything = torch.ones_like(longer)
     expected = long_local.generate(longer, attention_mask=everything, max_new_tokens=12, **GREEDY)
     assert torch.equal(torch.cat([found, last], dim=1), expected)
-    wait_for(lambda: free_cache(model, ring) == before, timeout_s=15, what="the cache of a session that grew")
+    wait_for(lambda: free_cache(model, ring.servers) == before, timeout_s=15, what="the cache of a session that grew")
 
 
 def test_a_cancelled_generation_frees_its_cache(ring: LocalSwarm, long_llama: Path, connect: Connect) -> None:
     model = connect(long_llama, join=ring.token)
-    before = free_cache(model, ring)
+    before = free_cache(model, ring.servers)
 
     class Cancelled(Exception):
         pass
@@ -155,7 +136,9 @@ def test_a_cancelled_generation_frees_its_cache(ring: LocalSwarm, long_llama: Pa
 
     with pytest.raises(Cancelled):
         model.generate(prompts(1, 5), max_new_tokens=50, stopping_criteria=[cancel])
-    wait_for(lambda: free_cache(model, ring) == before, timeout_s=15, what="the cache of a cancelled generation")
+    wait_for(
+        lambda: free_cache(model, ring.servers) == before, timeout_s=15, what="the cache of a cancelled generation"
+    )
 
 
 def test_an_idle_session_lasts(ring: LocalSwarm, long_llama: Path, connect: Connect) -> None:
