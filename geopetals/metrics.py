@@ -6,12 +6,17 @@ One registry for each process. To count something is one to two microseconds, an
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+import geopetals
 
 _PREFIX = "geopetals"
 _SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_REQUEST_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _SESSIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 REGISTRY = CollectorRegistry()
+CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 def _counter(name: str, text: str, *labels: str) -> Counter:
@@ -34,8 +39,12 @@ HOP_SERIALIZE = _HOP_SECONDS.labels("serialize")
 BATCH_SIZE = _histogram("decode_batch_size", "Sessions in one decode batch", buckets=_SESSIONS)
 STEPS = _counter("steps", "Steps that were computed", "phase")
 PREFILL_STEPS, DECODE_STEPS = STEPS.labels("prefill"), STEPS.labels("decode")
-PROMPT_TOKENS = _counter("prompt_tokens", "Tokens of several-token steps, computed in all blocks asked for")
-GENERATION_TOKENS = _counter("generation_tokens", "Tokens of one-token steps, computed in all blocks asked for")
+PROMPT_TOKENS = _counter(
+    "prompt_tokens", "Of several-token steps, computed in all blocks asked for; at a gateway, of prompts"
+)
+GENERATION_TOKENS = _counter(
+    "generation_tokens", "Of one-token steps, computed in all blocks asked for; at a gateway, of answers"
+)
 REQUESTS_REFUSED = _counter("requests_refused", "Requests of peers that were answered with an error", "reason")
 
 REQUESTS_RUNNING = _gauge("num_requests_running", "Sessions that hold attention cache")
@@ -47,6 +56,18 @@ KV_USAGE = _gauge("kv_cache_usage_perc", "Share of the attention cache that is r
 TIME_TO_FIRST_TOKEN = _histogram("time_to_first_token_seconds", "A client's first step, opening of the chain included")
 INTER_TOKEN_LATENCY = _histogram("inter_token_latency_seconds", "A client's one-token steps, through all blocks")
 FAILOVERS = _counter("failovers", "Chains of running sessions that a client had to replace", "reason")
+
+
+REQUEST_SECONDS = _histogram(
+    "e2e_request_latency_seconds", "A gateway's answers from their start to their last token", buckets=_REQUEST_SECONDS
+)
+REQUEST_QUEUE = _histogram(
+    "request_queue_time_seconds", "How long answers waited for a place at the gateway", buckets=_REQUEST_SECONDS
+)
+REQUEST_SUCCESS = _counter("request_success", "A gateway's answers that were finished", "finished_reason")
+API_REQUESTS = _counter("api_requests", "HTTP requests that a gateway has answered", "path", "status")
+BUILD_INFO = Gauge("build_info", "Always 1", ["version"], namespace=_PREFIX, registry=REGISTRY)
+BUILD_INFO.labels(geopetals.__version__).set(1)
 
 
 def count_step(tokens: int, *, decode: bool) -> None:
@@ -64,6 +85,18 @@ def watch_cache(
     KV_USAGE.set_function(lambda: reserved() / total)
     REQUESTS_RUNNING.set_function(running)
     REQUESTS_WAITING.set_function(waiting)
+
+
+def watch_requests(*, running: Callable[[], int], waiting: Callable[[], int]) -> None:
+    """The same for who has requests and no cache: a gateway."""
+    REQUESTS_RUNNING.set_function(running)
+    REQUESTS_WAITING.set_function(waiting)
+
+
+def exposition() -> bytes:
+    """All metrics in Prometheus' text format, for a process that has an HTTP server already."""
+    text: bytes = generate_latest(REGISTRY)
+    return text
 
 
 def serve(port: int) -> None:

@@ -16,7 +16,21 @@ import geopetals
 from geopetals.cli import logs
 from geopetals.errors import GeoPetalsError
 
-COMMANDS = ("serve", "up", "generate", "chat", "demo", "plan", "simulate", "bench", "wan", "model", "doctor")
+COMMANDS = (
+    "serve",
+    "relay",
+    "up",
+    "generate",
+    "chat",
+    "api",
+    "demo",
+    "plan",
+    "simulate",
+    "bench",
+    "wan",
+    "model",
+    "doctor",
+)
 INTERRUPTED = 130
 READER_GONE = 141
 
