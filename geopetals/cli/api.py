@@ -1,7 +1,9 @@
 """`geopetals api`: the OpenAI-compatible HTTP API of a swarm."""
 
 import argparse
+import contextlib
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_http_arguments(parser)
 
 
-def add_http_arguments(parser: argparse.ArgumentParser) -> None:
+def add_http_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=options.port, default=8000, help="TCP port (default: 8000; 0 takes a free one)")
     parser.add_argument(
@@ -68,7 +70,7 @@ def model_name(args: argparse.Namespace) -> str:
 
 
 def serve(args: argparse.Namespace, model: Any, tokenizer: Any, *, name: str) -> None:
-    """Answer until a signal comes. Raises NetworkError if the port is taken."""
+    """Answer until Ctrl-C or SIGTERM. Raises NetworkError if the port is taken."""
     import uvicorn
 
     from geopetals.gateway.app import Gateway
@@ -84,8 +86,10 @@ def serve(args: argparse.Namespace, model: Any, tokenizer: Any, *, name: str) ->
     host = f"[{args.host}]" if ":" in args.host else args.host
     guarded = f"{len(keys)} key{'s' * (len(keys) != 1)}" if keys else "no key: anybody who reaches this may ask"
     print(f"OpenAI API on http://{host}:{sock.getsockname()[1]}/v1 ({guarded}); model {engine.names[0]}", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn sends itself again what it was sent
     try:
-        uvicorn.Server(config).run(sockets=[sock])
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[sock])
     finally:
         engine.close()
         sock.close()

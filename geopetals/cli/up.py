@@ -6,6 +6,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from geopetals.cli import options
+from geopetals.cli.api import add_http_arguments
 from geopetals.cli.serve import add_resource_arguments, emulated_device
 from geopetals.errors import SwarmFailure
 from geopetals.progress import Console
@@ -23,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--servers", type=options.positive_int, default=3, metavar="N", help="block servers (default: 3)"
     )
     add_resource_arguments(parser)
+    group = parser.add_argument_group("OpenAI API")
+    group.add_argument("--api", action="store_true", help="answer OpenAI's HTTP API, too")
+    add_http_arguments(group)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,12 +57,29 @@ def run(args: argparse.Namespace) -> int:
             f"to chat:\n  geopetals chat --join {swarm.token}\nCtrl-C ends the swarm",
             flush=True,
         )
+        if args.api:
+            _serve_api(args, swarm.token)
+            return 0
         try:
             ended = swarm.wait_any_end()
         except KeyboardInterrupt:
             return 0
     name = "the whole swarm" if ended is None else f"the server of blocks {ended.start}:{ended.end}"
     raise SwarmFailure(f"{name} has ended by itself: its messages are above.")
+
+
+def _serve_api(args: argparse.Namespace, token: str) -> None:
+    from geopetals.cli.api import serve
+    from geopetals.client.model import AutoDistributedModelForCausalLM
+    from geopetals.join_token import JoinToken
+    from geopetals.swarm.checkpoint import Checkpoint
+
+    model = AutoDistributedModelForCausalLM.from_pretrained(args.model, join=token, revision=args.revision)
+    try:
+        tokenizer = Checkpoint.open(args.model, revision=args.revision).tokenizer()
+        serve(args, model, tokenizer, name=JoinToken.decode(token).model)
+    finally:
+        model.close()
 
 
 def describe(server: "LocalServer") -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from geopetals.swarm.local import LocalSwarm
 from tests.live.commands import Command, wait_for
-from tests.live.conftest import TWO_STAGES
+from tests.live.conftest import TWO_STAGES, StartCommand
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
 
@@ -309,3 +310,15 @@ def test_missing_blocks_are_503_until_they_are_back(swarm: LocalSwarm, api: Api)
 def test_no_secret_is_in_the_log(api: Api) -> None:
     assert KEY not in api.command.err.text + api.command.out.text
     assert "Traceback" not in api.command.err.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_swarm_with_its_api_ends_by_a_signal(llama: Path, start_command: StartCommand, number: int) -> None:
+    command = start_command("up", llama, "--servers", "2", "--api", "--port", "0")
+    url = command.wait_line(r"(http://\S+)/v1").group(1)
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        model = client.models.list().data[0].id
+        assert client.completions.create(model=model, prompt="x", max_tokens=3).usage is not None
+    command.signal(number)
+    assert command.wait() == 0
+    command.assert_nothing_left()
