@@ -14,7 +14,7 @@ NO_LIVE := -m "not live" --ignore=tests/live --ignore=tests/interop
 STOCK := tests/interop/stock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test test-live stock interop latest oldest constraints clean
+.PHONY: help demo check format test test-live stock interop latest oldest soak constraints clean
 .DELETE_ON_ERROR:
 
 help:  ## show the targets
@@ -48,6 +48,9 @@ latest: .venv-latest/.installed  ## the tests on the newest releases, without co
 
 oldest: .venv-oldest/.installed  ## the tests on the lower bounds in pyproject.toml
 	.venv-oldest/bin/pytest $(NO_LIVE) $(ARGS)
+
+soak: $(STAMP)  ## ten minutes of mixed load on the HTTP API while servers are killed
+	$(VENV)/bin/python benchmarks/gateway_soak.py $(ARGS)
 
 constraints: $(STAMP)  ## write down the versions in .venv as the tested ones
 	$(VENV)/bin/python -m pip freeze --all --exclude-editable --exclude pip \
