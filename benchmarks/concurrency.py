@@ -8,11 +8,13 @@ beforehand; a step's answer is the hidden state after the last block. So the ser
 the client's session. The LM head (49,152 x 576, about a quarter of all blocks' work per token) is left out: it runs at
 the clients, each on a machine of its own in life, while here all sessions are threads of one process on the servers'
 own cores. How many cores that process takes is written down (client_cores), and the CPU time that the servers take per
-token, which says the same on a machine that is busy with other work.
+token, which says the same on a machine that is busy with other work. What the blocks alone take for such batches is
+measured first, in this process (stage_alone_ms): efficiency is the tokens/s that this would allow, if all sessions were
+always in one batch and nothing else took time, against those measured on one server.
 
 Paired: the same client, with the same sessions, against stock PETALS servers in the same round (--no-stock leaves them
 out). For our own servers the sizes of the decode batches are counted, as rpc_info tells them. A batch waits at most 20
-ms, or a quarter of what it takes, and only if that pays (geopetals/swarm/waiting_window.py); stock PETALS computes each
+ms, or half of what it takes, and only if that pays (geopetals/swarm/waiting_window.py); stock PETALS computes each
 step alone.
 
     python benchmarks/concurrency.py [--quick] [--no-stock] [--stock-python FILE] [--out FILE] [--plot FILE]
@@ -22,6 +24,7 @@ import argparse
 import contextlib
 import itertools
 import os
+import statistics
 import sys
 import tempfile
 import threading
@@ -42,8 +45,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from geopetals import AutoDistributedModelForCausalLM
 from geopetals.progress import Console
+from geopetals.swarm.checkpoint import Checkpoint
 from geopetals.swarm.local import LocalSwarm, even_spans
 from geopetals.swarm.smollm2 import demo_model_directory
+from geopetals.swarm.stage import load_stage
 from geopetals.swarm.wire import HANDLER
 from tests.interop.stock_processes import PYTHON, StockServer
 
@@ -70,8 +75,9 @@ def main() -> int:
     args = parser.parse_args()
     if not args.no_stock and not args.stock_python.exists():
         parser.error(f"no stock PETALS at {args.stock_python}: run `make interop`, or give --no-stock")
-    torch.set_num_threads(1)
     model = demo_model_directory(Console())
+    alone_s = _stage_alone_s(model, args.threads or os.cpu_count() or 1)
+    torch.set_num_threads(1)
     runs: list[dict[str, Any]] = []
     for number in range(1 if args.quick else 3):
         for servers in SERVERS:
@@ -83,9 +89,10 @@ def main() -> int:
                         )
                         runs.append({"round": number, "system": system, "servers": servers, **run})
                         print({key: value for key, value in runs[-1].items() if key != "itl_s"}, flush=True)
-    write_results(args.out, summary=_summary(runs), runs=[_short(run) for run in runs], seed=_SEED)
+    summary = _summary(runs) | _efficiency(runs, alone_s)
+    write_results(args.out, summary=summary, runs=[_short(run) for run in runs], seed=_SEED)
     if args.plot is not None:
-        _plot(args.plot, _summary(runs))
+        _plot(args.plot, summary)
     return 0
 
 
@@ -170,6 +177,26 @@ def _decode_batches(remote: Any, peer_ids: set[str]) -> Counter[int]:
         info = MSGPackSerializer.loads(remote.swarm.run(call).serialized_info)
         total.update(dict(info["decode_batches"]))
     return total
+
+
+def _stage_alone_s(model: Path, threads: int) -> dict[int, float]:
+    """Median seconds of one decode step of all blocks, by the number of sessions in the batch."""
+    torch.set_num_threads(threads)
+    stage = load_stage(Checkpoint.open(str(model)), 0, BLOCKS, dtype=torch.float32, device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(_SEED)
+    caches = []
+    for number in range(max(SESSIONS)):
+        caches.append(stage.allocate_kv(0, BLOCKS, batch=1, max_length=MAX_LENGTH))
+        prompt = torch.randn(1, 32 + 8 * number, stage.hidden_size, generator=generator)
+        stage.run(0.1 * prompt, 0, BLOCKS, kv=caches[-1])
+    hidden = 0.1 * torch.randn(max(SESSIONS), 1, stage.hidden_size, generator=generator)
+
+    def step_s(sessions: int) -> float:
+        began = time.perf_counter()
+        stage.decode(hidden[:sessions], 0, BLOCKS, caches[:sessions])
+        return time.perf_counter() - began
+
+    return {sessions: statistics.median(step_s(sessions) for _ in range(15)) for sessions in SESSIONS}
 
 
 # -- measuring -----------------------------------------------------------------------------------------------------
@@ -277,6 +304,14 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, float]:
                     summary[f"{servers}_servers_{sessions}_sessions_ratio_to_stock"] = (
                         ours / summary[f"{name}_tokens_per_s_p50"]
                     )
+    return summary
+
+
+def _efficiency(runs: list[dict[str, Any]], alone_s: dict[int, float]) -> dict[str, float]:
+    summary = {f"stage_alone_ms_{sessions}_sessions": 1e3 * seconds for sessions, seconds in alone_s.items()}
+    for sessions, seconds in alone_s.items():
+        measured = statistics.median(run["tokens_per_s"] for run in _chosen(runs, OURS, 1, sessions))
+        summary[f"{OURS}_1_servers_{sessions}_sessions_efficiency"] = measured * seconds / sessions
     return summary
 
 

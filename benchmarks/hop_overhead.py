@@ -1,63 +1,60 @@
 """What does a hop cost in software per decoded token, beside computing, against stock PETALS?
 
 Method. A Llama with one block per server, `--hops` servers on loopback, one thread each, one session with a batch of 1,
-greedy. Time between tokens (ITL) is taken inside generate(), after the first ten tokens.
+greedy, of a model that has no end of sequence. Time between tokens (ITL) is taken inside generate(), after the first
+ten.
 
 overhead_ms_per_hop        (ITL - computing of the blocks) / hops. All else is in it: the client library, generate()
-                           with embeddings, head and sampling, messages, p2pd. Each server says how long its step took
-                           from the event loop to the compute thread and back (trace); the hand-off to that thread,
-                           measured apart as `thread`, is not taken for computing.
-over_local_ms_per_hop      (ITL - ITL of the unmodified model in one process) / hops: a definition that needs to know
-                           nothing of the servers, and so the one by which we are compared with stock.
-ratio_to_stock             over_local_ms_per_hop of both, hidden size 64, in the same round.
-serialize, thread, p2pd    Parts of a hop, measured alone: tensor and message to bytes and back; hand-off to the compute
-                           thread and back; a frame through two p2pd, half a round trip. `loop` is what is left.
+                           with embeddings, head and sampling, messages, p2pd. Each server says how long its compute
+                           thread was busy with the step (trace). The worse of both hidden sizes. Blocks have little
+                           else than their hidden size: weights of megabytes would empty the processor's caches
+                           between any two steps of a process, at the cost of all that comes after.
+ratio_to_stock             The same by stock's, of the same model in the same rounds; its servers note how long their
+                           steps are computed (stock/timed_serve.py). The worse of both hidden sizes. Stock knows only
+                           heads that are as wide as the hidden states together: at 4096 that is another model
+                           ("full"), whose blocks have 42 million parameters.
+client, serialize, p2pd, thread, loop
+                           Add up to overhead_ms_per_hop. `client` is generate() and the model's local parts, by hops.
+                           The next three are measured alone (hop_parts.py): tensor and message to bytes and back; a
+                           frame through two p2pd, on hops + 1 ways for so many hops; hand-off to the compute thread
+                           and back. `loop` is what is left: event loops, sessions, threads that wait for a processor.
 
-Rounds of ours and stock alternate. Blocks of hidden size 4096 have heads of 64 values in all, so that computing does
-not drown the rest; stock's model classes cannot do that, hence the comparison at 64 alone.
+Rounds of ours and stock alternate.
 
     python benchmarks/hop_overhead.py [--quick] [--no-stock] [--stock-python FILE] [--hops N] [--out FILE]
 """
 
 import argparse
-import asyncio
 import statistics
+import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from hivemind.p2p import PeerID
-from hivemind.proto import runtime_pb2
+from hop_parts import parts_of_a_hop
 from provenance import percentiles, write_results
-from transformers import AutoModelForCausalLM, LlamaConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import LlamaConfig, StoppingCriteria, StoppingCriteriaList
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from geopetals import AutoDistributedModelForCausalLM
-from geopetals.client.runtime import new_event_loop
-from geopetals.swarm.block_ops import StepInput
-from geopetals.swarm.checkpoint import Checkpoint
-from geopetals.swarm.compute import ComputeThread
 from geopetals.swarm.local import LocalSwarm
-from geopetals.swarm.network import Network, NetworkConfig
-from geopetals.swarm.ring_messages import Step, Want
-from geopetals.swarm.scheduler import Scheduler
-from geopetals.swarm.stage import load_stage
-from geopetals.swarm.wire import deserialize, frame, read_message, read_metadata, serialize
 from tests.interop import checkpoints
 from tests.interop.mixed_swarm import Observer
 from tests.interop.stock_processes import PYTHON, StockClient, StockServer, wait_for
 from tests.models import VOCABULARY, save_model
 
 HIDDEN_SIZES = (64, 4096)
+HEAD_VALUES = {"64": 16, "4096": 4, "4096 full": 1024}
+"""Models by name: hidden size, and how many values each of the four heads has."""
+STOCK = ("64", "4096 full")
 PROMPT = [[5, 6, 7, 8, 9]]
 _WARM_UP = 10
-_ECHO = "GeoPetals.benchmark_echo"
+_TIMED_SERVER = Path(__file__).with_name("stock") / "timed_serve.py"
 
 
 def main() -> int:
@@ -72,36 +69,38 @@ def main() -> int:
     if not args.no_stock and not args.stock_python.exists():
         parser.error(f"no stock PETALS at {args.stock_python}: run `make interop`, or give --no-stock")
     rounds, tokens = (1, 100) if args.quick else (3, 400)
+    names = [name for name in HEAD_VALUES if name in map(str, HIDDEN_SIZES) or not args.no_stock]
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="hop-") as folder:
-        models = {size: _save(Path(folder) / f"h{size}" / "llama", size, args.hops) for size in HIDDEN_SIZES}
+        models = {name: _save(Path(folder) / name.replace(" ", "-") / "llama", name, args.hops) for name in names}
         for number in range(rounds):
-            for size, model in models.items():
-                runs.append({"round": number, "who": "ours", "hidden": size, **_ours(model, args.hops, tokens)})
+            for name, model in models.items():
+                runs.append({"round": number, "who": "ours", "model": name, **_ours(model, args.hops, tokens)})
                 _show(runs[-1])
-            if not args.no_stock:
-                measured = _stock(models[64], args.hops, tokens, Path(folder) / f"stock{number}", args.stock_python)
-                runs.append({"round": number, "who": "stock", "hidden": 64, **measured})
-                _show(runs[-1])
-        parts = {size: _parts(model) for size, model in models.items()}
+                if name in STOCK and not args.no_stock:
+                    where = Path(folder) / f"stock-{number}-{model.parent.name}"
+                    measured = _stock(model, args.hops, tokens, where, args.stock_python)
+                    runs.append({"round": number, "who": "stock", "model": name, **measured})
+                    _show(runs[-1])
+        parts = {size: parts_of_a_hop(models[str(size)]) for size in HIDDEN_SIZES}
     write_results(args.out, summary=_summary(runs, parts, args.hops), runs=runs, seed=0)
     return 0
 
 
-def _save(directory: Path, hidden_size: int, layers: int) -> Path:
-    """Heads of 64 values in all. The older keys are there for stock: it knows no head_dim, and at 64 needs none."""
+def _save(directory: Path, name: str, layers: int) -> Path:
+    """The older keys are there for stock: it knows no head_dim, and needs none where it is asked."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=hidden_size,
-        intermediate_size=128,
+        hidden_size=int(name.split()[0]),
+        intermediate_size=16,
         num_hidden_layers=layers,
         num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=16,
+        num_key_value_heads=1,
+        head_dim=HEAD_VALUES[name],
         max_position_embeddings=2048,
         pad_token_id=0,
         bos_token_id=1,
-        eos_token_id=2,
+        eos_token_id=None,
     )
     save_model(directory, config)
     written = checkpoints._read_config(directory)
@@ -111,12 +110,23 @@ def _save(directory: Path, hidden_size: int, layers: int) -> Path:
 
 
 class _Clock(StoppingCriteria):
-    """When each token was there, and the trace of its step."""
+    """When each token was there; of a session, the trace of its step and how long generate() waited for that."""
 
     def __init__(self, session: Any = None) -> None:
         self._session = session
         self.at: list[float] = []
         self.traces: list[Any] = []
+        self.steps_ms: list[float] = []
+        if session is not None:
+            step = session.step
+
+            def timed(*arguments: Any, **options: Any) -> Any:
+                began = time.perf_counter()
+                output = step(*arguments, **options)
+                self.steps_ms.append(1e3 * (time.perf_counter() - began))
+                return output
+
+            session.step = timed
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         self.at.append(time.perf_counter())
@@ -134,15 +144,12 @@ def _generate(model: Any, tokens: int, clock: _Clock) -> None:
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=tokens,
-        min_new_tokens=tokens,
         do_sample=False,
         stopping_criteria=StoppingCriteriaList([clock]),
     )
 
 
 def _ours(directory: Path, hops: int, tokens: int) -> dict[str, Any]:
-    local, model_of_local = _Clock(), AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    _generate(model_of_local, tokens, local)
     with LocalSwarm(str(directory)) as swarm:
         swarm.start(spans=[(block, block + 1) for block in range(hops)])
         model = AutoDistributedModelForCausalLM.from_pretrained(directory, join=swarm.token, trace=True)
@@ -155,12 +162,14 @@ def _ours(directory: Path, hops: int, tokens: int) -> dict[str, Any]:
             model.close()
     if modes != ["push"] * (hops - 1) + ["answer"]:
         raise SystemExit(f"the hops of this chain are {modes}: this benchmark is of a ring")
-    traces = clock.traces[_WARM_UP + 1 :]
+    first = _WARM_UP + 1
+    itl_ms, traces = clock.itl_ms(), clock.traces[first:]
     sums = {name: [1e3 * sum(hop[place] for hop in trace) for trace in traces] for place, name in enumerate(_TRACE)}
-    return {"itl_ms": clock.itl_ms(), "local_itl_ms": local.itl_ms(), **sums}
+    client = [itl - step for itl, step in zip(itl_ms, clock.steps_ms[first:], strict=True)]
+    return {"itl_ms": itl_ms, "client_ms": client, **sums}
 
 
-_TRACE = ("queue_ms", "compute_ms", "pack_ms")
+_TRACE = ("queue_ms", "compute_ms", "handling_ms")
 
 
 def _stock(directory: Path, hops: int, tokens: int, folder: Path, python: Path) -> dict[str, Any]:
@@ -171,12 +180,16 @@ def _stock(directory: Path, hops: int, tokens: int, folder: Path, python: Path) 
         client = StockClient(folder / "client", sockets, python=python)
         held.callback(client.stop)
         spec = {"directory": str(directory), "initial_peers": peers, "dht_prefix": "hop", "max_retries": 3}
-        timed = client.do("time", model=spec, prompt=PROMPT, tokens=tokens)
-        local = client.do("time", model={"directory": str(directory)}, prompt=PROMPT, tokens=tokens)
-    return {
-        name: [1e3 * (end - start) for start, end in zip(at[_WARM_UP:], at[_WARM_UP + 1 :], strict=False)]
-        for name, at in (("itl_ms", timed), ("local_itl_ms", local))
-    }
+        at = client.do("time", model=spec, prompt=PROMPT, tokens=tokens)
+    steps = [_read_compute_ms(folder / f"server{block}" / "compute")[-tokens:] for block in range(hops)]
+    itl_ms = [1e3 * (end - start) for start, end in zip(at[_WARM_UP:], at[_WARM_UP + 1 :], strict=False)]
+    # The clock of its generate() is not asked after the last token.
+    compute_ms = [sum(step) for step in zip(*steps, strict=True)][_WARM_UP + 1 :][: len(itl_ms)]
+    return {"itl_ms": itl_ms, "compute_ms": compute_ms}
+
+
+def _read_compute_ms(file: Path) -> list[float]:
+    return [1e3 * seconds for (seconds,) in struct.iter_unpack("d", file.read_bytes())]
 
 
 def _start_stock(
@@ -192,6 +205,7 @@ def _start_stock(
             folder=folder / f"server{block}",
             sockets=sockets,
             python=python,
+            script=_TIMED_SERVER,
         )
         held.callback(server.stop)
         peers = peers or (server.wait_address(),)
@@ -201,135 +215,44 @@ def _start_stock(
     return peers
 
 
-# -- parts of a hop ----------------------------------------------------------------------------------------------------
-
-
-def _parts(directory: Path) -> dict[str, float]:
-    loop = new_event_loop()
-    try:
-        thread_ms = loop.run_until_complete(_thread_ms(directory))
-        hidden = torch.zeros(1, 1, Checkpoint.open(str(directory)).config.hidden_size)
-        return {
-            "serialize": _serialize_ms(hidden),
-            "thread": thread_ms,
-            "p2pd": loop.run_until_complete(_p2pd_ms(hidden)),
-        }
-    finally:
-        loop.close()
-
-
-def _serialize_ms(hidden: torch.Tensor) -> float:
-    """Hidden states to a message's bytes and back."""
-
-    def once() -> None:
-        metadata = Step(7, 100, Want.ALL).to_bytes()
-        data = frame(runtime_pb2.ExpertRequest(tensors=[serialize(hidden)], metadata=metadata))
-        message = runtime_pb2.ExpertRequest.FromString(data[9:])
-        Step.read(read_metadata(message.metadata))
-        deserialize(message.tensors[0])
-
-    return _median_ms(once)
-
-
-async def _thread_ms(directory: Path) -> float:
-    """What a step costs more through the event loop and the scheduler than in the thread itself."""
-    stage = load_stage(Checkpoint.open(str(directory)), 0, 1, dtype=torch.float32, device=torch.device("cpu"))
-    compute = ComputeThread(asyncio.get_running_loop())
-    scheduler = Scheduler(stage, compute)
-    step = StepInput(hidden=torch.zeros(1, 1, stage.hidden_size), prompts=None, hypo_ids=None)
-    costs = []
-    try:
-        kv = stage.allocate_kv(0, 1, batch=1, max_length=2000)
-        inside: list[float] = []
-        run = stage.run
-
-        def timed(*arguments: Any, **options: Any) -> torch.Tensor:
-            began = time.perf_counter()
-            output = run(*arguments, **options)
-            inside.append(time.perf_counter() - began)
-            return output
-
-        stage.run = timed  # type: ignore[method-assign]
-        for _ in range(500):
-            began = time.perf_counter()
-            await scheduler.infer(kv, range(1), step)
-            costs.append(1e3 * (time.perf_counter() - began - inside[-1]))
-    finally:
-        compute.stop()
-    return statistics.median(costs)
-
-
-async def _p2pd_ms(hidden: torch.Tensor) -> float:
-    """Half a round trip of a step's frame between two processes' p2pd, on a stream that is kept."""
-    server = await Network.start(NetworkConfig())
-    client = await Network.start(NetworkConfig(initial_peers=await server.addresses(), client_only=True))
-
-    async def echo(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while (message := await read_message(reader, runtime_pb2.ExpertRequest, peer="")) is not None:
-            writer.write(frame(message))
-
-    try:
-        await server.p2p.add_binary_stream_handler(_ECHO, echo)
-        peer = PeerID.from_base58(server.peer_id)
-        _, reader, writer = await client.p2p.call_binary_stream_handler(peer, _ECHO)
-        data = frame(runtime_pb2.ExpertRequest(tensors=[serialize(hidden)], metadata=Step(7, 100, Want.ALL).to_bytes()))
-        times = []
-        for _ in range(500):
-            began = time.perf_counter()
-            writer.write(data)
-            await reader.readexactly(len(data))
-            times.append(1e3 * (time.perf_counter() - began) / 2)
-        writer.close()
-        return statistics.median(times)
-    finally:
-        await client.stop()
-        await server.stop()
-
-
-def _median_ms(function: Callable[[], object], repeats: int = 2000) -> float:
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        function()
-        times.append(1e3 * (time.perf_counter() - began))
-    return statistics.median(times)
-
-
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
 def _show(run: dict[str, Any]) -> None:
     medians = {name: round(statistics.median(values), 3) for name, values in run.items() if isinstance(values, list)}
-    print({"round": run["round"], "who": run["who"], "hidden": run["hidden"], **medians}, flush=True)
+    print({"round": run["round"], "who": run["who"], "model": run["model"], **medians}, flush=True)
 
 
 def _summary(runs: list[dict[str, Any]], parts: dict[int, dict[str, float]], hops: int) -> dict[str, float]:
     summary: dict[str, float] = {"hops": hops}
-    medians: dict[int, float] = {}
-    for size in HIDDEN_SIZES:
-        ours = [run for run in runs if run["who"] == "ours" and run["hidden"] == size]
-        thread = parts[size]["thread"]
-        costs = [
-            (itl - compute) / hops + thread
-            for run in ours
-            for itl, compute in zip(run["itl_ms"], run["compute_ms"], strict=False)
-        ]
+    for size, alone in parts.items():
+        costs = _overhead_ms(runs, "ours", str(size), hops)
         summary |= percentiles(f"overhead_ms_per_hop_{size}", costs)
-        summary |= {f"{part}_ms_{size}": value for part, value in parts[size].items()}
-        medians[size] = statistics.median(costs)
-        summary[f"loop_ms_{size}"] = medians[size] - sum(parts[size].values())
-        summary[f"over_local_ms_per_hop_{size}"] = _over_local(ours, hops)
-    summary["overhead_ms_per_hop"] = max(medians.values())
-    stock = [run for run in runs if run["who"] == "stock"]
-    if stock:
-        summary["stock_over_local_ms_per_hop_64"] = _over_local(stock, hops)
-        summary["ratio_to_stock"] = summary["over_local_ms_per_hop_64"] / summary["stock_over_local_ms_per_hop_64"]
+        client = [cost for run in _of(runs, "ours", str(size)) for cost in run["client_ms"]]
+        shares = {**alone, "client": statistics.median(client) / hops, "p2pd": alone["p2pd"] * (hops + 1) / hops}
+        shares["loop"] = statistics.median(costs) - sum(shares.values())
+        summary |= {f"{part}_ms_{size}": value for part, value in shares.items()}
+    summary["overhead_ms_per_hop"] = max(summary[f"overhead_ms_per_hop_{size}_p50"] for size in parts)
+    for name in STOCK:
+        stock = _overhead_ms(runs, "stock", name, hops)
+        if stock:
+            hidden, stock_ms = name.split()[0], statistics.median(stock)
+            ratio = statistics.median(_overhead_ms(runs, "ours", name, hops)) / stock_ms
+            summary |= {f"stock_overhead_ms_per_hop_{hidden}": stock_ms, f"ratio_to_stock_{hidden}": ratio}
+            summary["ratio_to_stock"] = max(ratio, summary.get("ratio_to_stock", 0.0))
     return summary
 
 
-def _over_local(runs: list[dict[str, Any]], hops: int) -> float:
-    rounds = [statistics.median(run["itl_ms"]) - statistics.median(run["local_itl_ms"]) for run in runs]
-    return statistics.median(rounds) / hops
+def _overhead_ms(runs: list[dict[str, Any]], who: str, model: str, hops: int) -> list[float]:
+    return [
+        (itl - compute) / hops
+        for run in _of(runs, who, model)
+        for itl, compute in zip(run["itl_ms"], run["compute_ms"], strict=True)
+    ]
+
+
+def _of(runs: list[dict[str, Any]], who: str, model: str) -> list[dict[str, Any]]:
+    return [run for run in runs if run["who"] == who and run["model"] == model]
 
 
 if __name__ == "__main__":

@@ -72,9 +72,42 @@ class ServerFull(SwarmFailure):
         self.free_in_s = free_in_s
 
 
+class ServerMoving(ServerFull):
+    """A block server gives up its blocks for others: the session can go on elsewhere at once, and it is no failure."""
+
+
 class ServerRefused(SwarmFailure):
     """A block server answered that the request itself is wrong."""
 
 
 class InputRefused(ServerRefused):
     """A block server answered that the server before it sent what cannot be computed on."""
+
+
+class NotAdmitted(ServerRefused):
+    """A credential is absent, wrong, expired, revoked or somebody else's; the text says which.
+
+    `reason`: the same in one word, as geopetals/credentials/refusal.py has them.
+    """
+
+    exit_code = 2
+
+    def __init__(self, text: str, *, reason: str = "refused") -> None:
+        super().__init__(text)
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        """What hivemind sends to the caller of a unary method."""
+        return f"NotAdmitted({self.reason}): {self}"
+
+
+class ControlLost(SwarmFailure):
+    """The other end of a control channel does not answer any more."""
+
+
+class Busy(SwarmFailure):
+    """All is taken and the queue is full. `retry_after_s`: seconds after which there may be room, if that is known."""
+
+    def __init__(self, text: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s

@@ -4,6 +4,8 @@ One registry for each process. To count something is one to two microseconds, an
 """
 
 from collections.abc import Callable
+from statistics import median
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -23,8 +25,8 @@ def _counter(name: str, text: str, *labels: str) -> Counter:
     return Counter(name, text, labels, namespace=_PREFIX, registry=REGISTRY)
 
 
-def _gauge(name: str, text: str) -> Gauge:
-    return Gauge(name, text, namespace=_PREFIX, registry=REGISTRY)
+def _gauge(name: str, text: str, *labels: str) -> Gauge:
+    return Gauge(name, text, labels, namespace=_PREFIX, registry=REGISTRY)
 
 
 def _histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
@@ -69,6 +71,18 @@ API_REQUESTS = _counter("api_requests", "HTTP requests that a gateway has answer
 BUILD_INFO = Gauge("build_info", "Always 1", ["version"], namespace=_PREFIX, registry=REGISTRY)
 BUILD_INFO.labels(geopetals.__version__).set(1)
 
+SERVERS = _gauge("servers", "Block servers that a coordinator knows", "state")
+BLOCKS_COVERED = _gauge("blocks_covered", "Blocks that some ready server holds")
+BLOCK_REPLICAS = _gauge("block_replicas", "Ready servers that hold the block", "block")
+PLACEMENT_CHANGES = _gauge("placement_changes", "Plans that a coordinator has adopted and still remembers")
+LINK_RTT = _gauge("link_rtt_seconds", "Round trips that members have measured", "quantile")
+PREDICTED = _gauge("predicted_seconds", "What was predicted of the last sessions, median", "what")
+MEASURED = _gauge("measured_seconds", "What was measured of the last sessions, median", "what")
+PREDICTION_RATIO = _gauge("prediction_ratio", "Measured over predicted, median of the last sessions", "what")
+BOUND_RATIO = _gauge("bound_ratio", "Least time per token that a placement could give, over what was measured")
+DECISION_SECONDS = _histogram("admission_decision_seconds", "From a client's question to the coordinator's answer")
+SESSIONS = _gauge("sessions", "Sessions that a coordinator has decided on, since its state was new", "outcome")
+
 
 def count_step(tokens: int, *, decode: bool) -> None:
     """A step that a server has computed; `tokens` over all of its sequences."""
@@ -91,6 +105,51 @@ def watch_requests(*, running: Callable[[], int], waiting: Callable[[], int]) ->
     """The same for who has requests and no cache: a gateway."""
     REQUESTS_RUNNING.set_function(running)
     REQUESTS_WAITING.set_function(waiting)
+
+
+def show_swarm(status: dict[str, Any]) -> None:
+    """Have the gauges show a coordinator's `status`, before somebody reads them."""
+    states = [server["state"] for server in status["servers"]]
+    for state in ("ready", "joining", "moving", "idle", "gone"):
+        SERVERS.labels(state).set(states.count(state))
+    caches = [server["cache"] for server in status["servers"] if server.get("cache")]
+    total, free = (sum(cache[name] for cache in caches) for name in ("total", "free"))
+    KV_TOTAL.set(total)
+    KV_RESERVED.set(total - free)
+    KV_USAGE.set((total - free) / total if total else 0.0)
+    REQUESTS_RUNNING.set(status["running"])
+    REQUESTS_WAITING.set(status["waiting"])
+    BLOCKS_COVERED.set(sum(count > 0 for count in status["replicas"]))
+    for what, count in status["counts"].items():
+        SESSIONS.labels(what).set(count)
+    for block, count in enumerate(status["replicas"]):
+        BLOCK_REPLICAS.labels(str(block)).set(count)
+    PLACEMENT_CHANGES.set(sum(entry["what"] == "plan adopted" for entry in status["history"]))
+    _show_links(status["links"])
+    _show_predictions(status)
+
+
+def _show_links(links: dict[str, Any]) -> None:
+    rtts = sorted(rtt_s for _, _, rtt_s, _ in links["measured"])
+    for quantile in (0.5, 0.9, 1.0) if rtts else ():
+        LINK_RTT.labels(f"{quantile:g}").set(rtts[min(int(quantile * len(rtts)), len(rtts) - 1)])
+
+
+def _show_predictions(status: dict[str, Any]) -> None:
+    for what in ("ttft", "tpot", "end_to_end"):
+        key = f"{what}_s"
+        pairs = [
+            (each["predicted"][key], each["measured"][key])
+            for each in status["finished"]
+            if each["predicted"] and each["predicted"].get(key) and each["measured"].get(key)
+        ]
+        if pairs:
+            PREDICTED.labels(what).set(median(predicted for predicted, _ in pairs))
+            MEASURED.labels(what).set(median(measured for _, measured in pairs))
+            PREDICTION_RATIO.labels(what).set(median(measured / predicted for predicted, measured in pairs))
+    tokens_s = [each["measured"]["tpot_s"] for each in status["finished"] if each["measured"].get("tpot_s")]
+    if tokens_s and status.get("bound_tpot_s"):
+        BOUND_RATIO.set(status["bound_tpot_s"] / median(tokens_s))
 
 
 def exposition() -> bytes:

@@ -15,10 +15,15 @@ from typing import Protocol, cast
 import geopetals
 from geopetals.cli import logs
 from geopetals.errors import GeoPetalsError
+from geopetals.swarm.spinning import spin_briefly
 
 COMMANDS = (
+    "coordinator",
+    "status",
+    "replan",
     "serve",
     "relay",
+    "token",
     "up",
     "generate",
     "chat",
@@ -50,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 done, 1 failed, 2 the user has to change something, 130 interrupted, 141 nobody reads the output any more.
     """
+    spin_briefly()
     try:
         code = _dispatch(argv)
         sys.stdout.flush()

@@ -32,6 +32,13 @@ def add_http_arguments(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="a file with one key in each line")
     parser.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="a web page that may ask from a browser, like http://127.0.0.1:8470 of the dashboard",
+    )
+    parser.add_argument(
         "--served-model-name",
         action="append",
         default=[],
@@ -81,7 +88,11 @@ def serve(args: argparse.Namespace, model: Any, tokenizer: Any, *, name: str) ->
     sock = bind(args.host, args.port)
     engine = Engine(model, tokenizer, names=args.served_model_name or [name], limits=limits)
     config = uvicorn.Config(
-        Gateway(engine, keys=keys).app(), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5
+        Gateway(engine, keys=keys, origins=args.cors_origin).app(),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=5,
     )
     host = f"[{args.host}]" if ":" in args.host else args.host
     guarded = f"{len(keys)} key{'s' * (len(keys) != 1)}" if keys else "no key: anybody who reaches this may ask"

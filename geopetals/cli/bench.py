@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_swarm(parser: argparse.ArgumentParser) -> None:
     swarm = parser.add_argument_group("swarm")
     where = swarm.add_mutually_exclusive_group(required=True)
-    where.add_argument("--join", metavar="TOKEN", help="the swarm's token, as `geopetals serve` prints it")
+    where.add_argument(
+        "--join", type=options.join_token, metavar="TOKEN", help="the swarm's token, as `geopetals serve` prints it"
+    )
     where.add_argument("--initial-peers", nargs="+", metavar="ADDRESS", help="libp2p addresses instead of a token")
     swarm.add_argument("--model", help="Hub id or local directory (default: the token's)")
     swarm.add_argument("--dht-prefix", help="the swarm's name, where it is not the model's")

@@ -25,7 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_swarm_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--join", metavar="TOKEN", help="the swarm's token, as `geopetals serve` prints it")
+    where.add_argument(
+        "--join",
+        type=options.join_token,
+        metavar="TOKEN",
+        help="the swarm's token, as `geopetals coordinator` or `geopetals serve` prints it; @FILE reads it from a file",
+    )
     where.add_argument("--initial-peers", nargs="+", metavar="ADDRESS", help="libp2p addresses instead of a token")
     parser.add_argument("--model", help="Hub id or local directory (default: the token's)")
     parser.add_argument("--dht-prefix", help="the swarm's name, where it is not the model's")
@@ -67,8 +72,13 @@ def open_model(args: argparse.Namespace) -> "tuple[DistributedModel, Any]":
         revision=args.revision,
         dtype=args.dtype,
         device=args.device,
+        on_wait=_tell,
     )
     return model, Checkpoint.open(str(name), revision=args.revision).tokenizer()
+
+
+def _tell(waiting: object) -> None:
+    print(f"({waiting})", file=sys.stderr, flush=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
             torch.manual_seed(args.seed)
         ids = prompt_ids(tokenizer, prompt, chat=args.chat).to(model.device)
         watch = Stopwatch(tokenizer, echo=None if args.json else sys.stdout)
-        with model.inference_session(max_length=ids.shape[1] + args.max_new_tokens) as session:
+        length = ids.shape[1] + args.max_new_tokens
+        with model.inference_session(max_length=length, output_tokens=args.max_new_tokens) as session:
             output = model.generate(ids, max_new_tokens=args.max_new_tokens, streamer=watch, **sampling(args))
             route = [[hop.peer_id, hop.start, hop.end] for hop in session.route]
         if args.json:

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 
+from geopetals.credentials.redaction import RedactingFormatter
 from geopetals.errors import UnsupportedInput
 
 LEVELS = ("error", "warning", "info", "debug")
@@ -37,9 +38,9 @@ def configure(args: argparse.Namespace) -> None:
     """
     level = _chosen_level(args)
     quieter = LEVELS[max(LEVELS.index(level) - 1, 0)]
-    logging.basicConfig(
-        level=quieter.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=quieter.upper(), handlers=[handler])
     logging.getLogger("geopetals").setLevel(level.upper())
     logging.captureWarnings(True)
     for name, value in _quiet_environment(quieter).items():

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from pathlib import Path
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -95,6 +96,15 @@ def seconds(text: str) -> float:
     return value
 
 
+def duration(text: str) -> float:
+    """A length of time in seconds, like `90s`, `30m`, `12h` or `7d`; at most ten years."""
+    match = re.fullmatch(r"\s*(\d{1,9})\s*([smhd])\s*", text)
+    seconds = int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else 0
+    if not 0 < seconds <= 3650 * 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is no length of time: write a number and a unit, like 12h or 7d.")
+    return float(seconds)
+
+
 def percentile(text: str) -> float:
     """Above 0 and up to 100."""
     value = _number(text, 0.0, 100.0, "a percentile above 0 and up to 100")
@@ -108,6 +118,19 @@ def seed(text: str) -> int:
     if not re.fullmatch(r"\d{1,19}", text) or int(text) >= 2**63:
         raise argparse.ArgumentTypeError(f"{text!r} is no seed: write a whole number from 0 to 2^63 - 1.")
     return int(text)
+
+
+def join_token(text: str) -> str:
+    """A join token, or `@FILE` that holds one: what stands on a command line is seen by everybody on the machine."""
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise argparse.ArgumentTypeError(
+            f"cannot read {text[1:]} ({reason}): give a file with a join token."
+        ) from error
 
 
 def _number(text: str, low: float, high: float, what: str) -> float:

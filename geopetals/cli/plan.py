@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from geopetals.cli import options
+from geopetals.cli import live_plan, options
 from geopetals.errors import UnsupportedInput
 from geopetals.units import in_units
 
@@ -32,7 +32,10 @@ _NAMES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `geopetals plan`."""
-    parser.add_argument("cluster", metavar="CLUSTER", help="a cluster in YAML or JSON; docs/cluster.md describes it")
+    parser.add_argument(
+        "cluster", metavar="CLUSTER", nargs="?", help="a cluster in YAML or JSON; docs/cluster.md describes it"
+    )
+    live_plan.add_arguments(parser)
     parser.add_argument("--method", choices=METHODS, default="search", help="how blocks are placed (default: search)")
     parser.add_argument(
         "--objective",
@@ -81,6 +84,11 @@ def _add_slo(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan, once all of it is known."""
+    if args.live:
+        return live_plan.run(args)
+    live_plan.check_unused(args)
+    if args.cluster is None:
+        raise UnsupportedInput("say which cluster to plan: a file, or --live for the plan of a running coordinator.")
     if args.bound and args.method not in _COSTED:
         raise UnsupportedInput(
             f"--bound is for placements by cost, {args.method} is none: use --method search or exact."

@@ -16,7 +16,9 @@ HELP = "serve some blocks of a model to a swarm"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="Hub id or local directory; default: the model of the token")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--join", metavar="TOKEN", help="join the swarm that this token is from")
+    where.add_argument(
+        "--join", type=options.join_token, metavar="TOKEN", help="join the swarm that this token is from"
+    )
     where.add_argument(
         "--initial-peers", "--initial_peers", nargs="+", metavar="ADDRESS", help="libp2p addresses instead of a token"
     )
@@ -30,16 +32,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--block_indices",
         type=options.span,
         metavar="START:END",
-        help="default: those the swarm serves least",
+        help="these and no others (default: as the coordinator says; without one, those the swarm serves least)",
     )
     which.add_argument(
-        "--num-blocks", "--num_blocks", type=options.positive_int, metavar="N", help="how many (default: all that fit)"
+        "--max-blocks",
+        "--num-blocks",
+        "--num_blocks",
+        dest="max_blocks",
+        type=options.positive_int,
+        metavar="N",
+        help="so many at most (default: all that fit)",
     )
     add_resource_arguments(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument(
+        "--host", help="address to listen on (default: all if the token's coordinator is elsewhere, else loopback)"
+    )
+    parser.add_argument(
+        "--nat",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="whether this machine stands behind NAT and is to be reached through relays (default: find out)",
+    )
+    parser.add_argument(
+        "--relays", nargs="+", metavar="ADDRESS", help="relays to use behind NAT (default: those of the swarm)"
+    )
     parser.add_argument("--port", type=options.port, default=0, help="TCP port (default: a free one)")
     parser.add_argument("--public-ip", metavar="IP", help="address to announce, where --host is not what others see")
     parser.add_argument("--name", "--public_name", help="name to show to others")
+    parser.add_argument(
+        "--reprofile", action="store_true", help="measure anew how fast this machine is, for the coordinator"
+    )
     parser.add_argument(
         "--metrics-port",
         type=options.port,
@@ -72,7 +94,8 @@ def add_resource_arguments(parser: argparse.ArgumentParser) -> None:
         "--kv-cache-tokens",
         type=options.positive_int,
         metavar="N",
-        help="tokens each block can hold (default: 16384 with grouped heads, else 4096)",
+        help="tokens each block can hold (default: all that memory allows; without a coordinator 16384 with grouped "
+        "heads, else 4096)",
     )
     parser.add_argument(
         "--emulate",
@@ -99,8 +122,9 @@ def run(args: argparse.Namespace) -> int:
     model = args.model or (token.model if token is not None else None)
     if model is None:
         raise UnsupportedInput("say which model to serve, or give the token of a swarm with --join.")
+    from geopetals.swarm.entering import default_host
     from geopetals.swarm.network import load_identity
-    from geopetals.swarm.server import ServerConfig
+    from geopetals.swarm.server_config import ServerConfig
 
     config = ServerConfig(
         model=model,
@@ -108,8 +132,8 @@ def run(args: argparse.Namespace) -> int:
         initial_peers=tuple(args.initial_peers or ()),
         swarm=args.dht_prefix,
         blocks=args.blocks,
-        count=args.num_blocks,
-        host=args.host,
+        count=args.max_blocks,
+        host=args.host or default_host(token),
         port=args.port,
         public_ip=args.public_ip,
         name=args.name,
@@ -121,10 +145,22 @@ def run(args: argparse.Namespace) -> int:
         memory_bytes=args.memory,
         kv_cache_tokens=args.kv_cache_tokens,
         emulate=emulated_device(args),
+        nat=args.nat,
+        relays=_relays(args.relays),
+        reprofile=args.reprofile,
     )
     if args.metrics_port is not None:
         _serve_metrics(args.metrics_port)
     return serve_until_signal(config, args.model or model)
+
+
+def _relays(words: list[str] | None) -> tuple[str, ...]:
+    if not words or words == ["auto"]:
+        return ()
+    for word in words:
+        if not word.startswith("/") or "/p2p/" not in word or "," in word:
+            raise UnsupportedInput(f"{word!r} is no relay's address: write /ip4/1.2.3.4/tcp/31331/p2p/<peer id>.")
+    return tuple(words)
 
 
 def _serve_metrics(port: int) -> None:

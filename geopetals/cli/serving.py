@@ -10,14 +10,15 @@ from geopetals.bench.devices import describe_device
 from geopetals.client.runtime import new_event_loop
 from geopetals.progress import Console
 from geopetals.swarm.network import is_loopback
-from geopetals.swarm.server import BlockServer, ReadyServer, ServerConfig
+from geopetals.swarm.server import BlockServer
+from geopetals.swarm.server_config import ReadyServer, ServerConfig
 from geopetals.units import in_units
 
 
 def serve_until_signal(config: ServerConfig, model: str) -> int:
     """0 after SIGTERM or SIGINT; raises GeoPetalsError if the server cannot start."""
     reporter = Console()
-    if not is_loopback(config.host):
+    if not is_loopback(config.host) and not config.is_coordinated:
         reporter.line(
             f"warning: listening on {config.host}: whoever reaches this port can use this server, "
             "until swarms have tickets"
@@ -50,11 +51,15 @@ def _tell(ready: ReadyServer, config: ServerConfig, model: str) -> None:
         lines.append(f"EMULATED DEVICE, for benchmarks only: {describe_device(config.emulate)}")
     if is_loopback(config.host):
         lines.append("this server is reachable from this machine only; --host 0.0.0.0 --public-ip IP opens it")
-    name = shlex.quote(model)
-    lines += [
-        "to add a server, run on the next machine:",
-        f"  geopetals serve {name} --join {ready.token}",
-        "to generate text:",
-        f'  geopetals generate --join {ready.token} "The sun rises in the"',
-    ]
+    if ready.token:
+        lines += _invitation(ready.token, shlex.quote(model))
     print("\n".join(lines), flush=True)
+
+
+def _invitation(token: str, model: str) -> list[str]:
+    return [
+        "to add a server, run on the next machine:",
+        f"  geopetals serve {model} --join {token}",
+        "to generate text:",
+        f'  geopetals generate --join {token} "The sun rises in the"',
+    ]

@@ -93,6 +93,11 @@ class Chain:
         """Whether its sessions may outgrow the length that they were opened for: stock servers' may not."""
         return all(hop.has_heartbeats for hop in self._hops)
 
+    def show(self, credential: bytes) -> None:
+        """Show all servers a newer ticket."""
+        for hop in self._hops:
+            hop.show(credential)
+
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     async def run(
@@ -249,8 +254,7 @@ class Chain:
         if self._is_busy:
             self._waited_s += seconds
             if self._waited_s > self._swarm.config.request_timeout:
-                hop = self._slowest()
-                self._fail(gone(hop.hop.peer_id, f"no answer within {self._swarm.config.request_timeout:.0f} s"), hop)
+                self._blame_the_slowest()
 
     def _count_done(self) -> list[tuple[int, ...]]:
         """What the hops' heartbeats say, as far as it can be: counts never fall, nor pass what was sent. Else a server
@@ -269,23 +273,39 @@ class Chain:
         """Who failed when a link is lost: the next server, if it is not heard of any more, or the link alone."""
         doubt = self._doubt
         assert doubt is not None
-        source, following = self._hops[doubt.hop], self._hops[doubt.hop + 1]
+        following = self._hops[doubt.hop + 1]
         self._doubt_s += seconds
         if following.frames > doubt.frames:
-            pair = source.hop.peer_id, following.hop.peer_id
-            self._swarm.avoid_link(*pair)
-            text = f"the link from server {short_peer(pair[0])} to {short_peer(pair[1])} was lost ({doubt.why})."
-            self._fail(ServerGone(text), None)
+            self._lose_link(doubt.hop, doubt.why)
         elif self._doubt_s >= _DOUBT_S:
             self._fail(gone(following.hop.peer_id, f"the link to it was lost ({doubt.why})"), following)
 
-    def _slowest(self) -> HopSession:
-        """The hop to blame when nothing comes: the first that has not done what reached it, or the most silent."""
+    def _blame_the_slowest(self) -> None:
+        """When nothing comes: the most silent hop, or the first that has not done what reached it. Where one says that
+        it pushed and the next that nothing came, one of them lies or their link fails: the next chain relays it.
+        """
+        why = f"no answer within {self._swarm.config.request_timeout:.0f} s"
         silent = max(self._hops, key=lambda hop: hop.silence.seconds)
         if silent.has_heartbeats and silent.silence.seconds > _DOUBT_S:
-            return silent
+            self._fail(gone(silent.hop.peer_id, why), silent)
+            return
         oldest = self._flights[0].number if self._flights else 0
-        return next((hop for hop in self._hops if hop.beat.handed_on <= oldest), self._hops[-1])
+        is_relayed = bool(self._flights) and self._flights[0].prompts is not None
+        for index, hop in enumerate(self._hops[:-1]):
+            pushes = self._has_link[index] and not is_relayed
+            if not (self._done[index][2] > oldest if pushes else self._answered[index] >= oldest):
+                self._fail(gone(hop.hop.peer_id, why), hop)
+                return
+            if pushes and self._done[index + 1][0] <= oldest:
+                self._lose_link(index, why)
+                return
+        self._fail(gone(self._hops[-1].hop.peer_id, why), self._hops[-1])
+
+    def _lose_link(self, index: int, why: str) -> None:
+        here, there = (hop.hop.peer_id for hop in self._hops[index : index + 2])
+        self._swarm.avoid_link(here, there)
+        text = f"the link from server {short_peer(here)} to {short_peer(there)} was lost ({why})."
+        self._fail(ServerGone(text), None)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from geopetals.client.chain import Chain
@@ -21,14 +22,22 @@ _STOCK, _BAD_LINK, _OFF = "stock PETALS does not push", "the link between the tw
 
 
 async def open_chain(
-    swarm: "SwarmClient", route: tuple[Hop, ...], *, batch: int, max_length: int, wait_s: float
+    swarm: "SwarmClient",
+    route: tuple[Hop, ...],
+    *,
+    batch: int,
+    max_length: int,
+    wait_s: float,
+    credential: bytes = b"",
+    recovery: bool = False,
 ) -> Chain:
     """Reserve cache on every server of a route, at the same time on all, waiting for it at most `wait_s` seconds.
 
-    Raises SwarmFailure.
+    `credential` is what servers want to see, `recovery` as in Opening. Raises SwarmFailure, or NotAdmitted.
     """
     names = [uuid.uuid4().hex for _ in route]
     openings, reasons = _plan_links(swarm, route, names)
+    openings = [replace(opening, credential=credential, recovery=recovery) for opening in openings]
     works = [
         asyncio.create_task(
             HopSession.open(

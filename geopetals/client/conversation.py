@@ -69,11 +69,14 @@ class Conversation:
         session = self._session
         if session is not None and session.output_ids is not None:
             known = session.output_ids.shape[1]
-            fits = ids.shape[1] + max_new_tokens <= session.max_length
+            fits = session.can_grow or ids.shape[1] + max_new_tokens <= session.max_length
             if fits and known < ids.shape[1] and torch.equal(ids[:, :known], session.output_ids.to(ids.device)):
                 return session, ids[:, known:]
         self._close_session()
-        self._session = InferenceSession(self._model.swarm, ids.shape[1] + max_new_tokens + _ROOM)
+        room = 0 if self._model.swarm.coordination is not None else _ROOM  # others wait for what nobody uses
+        self._session = InferenceSession(
+            self._model.swarm, ids.shape[1] + max_new_tokens + room, output_tokens=max_new_tokens
+        )
         return self._session, ids
 
     def _close_session(self) -> None:

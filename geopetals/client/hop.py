@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from hivemind.p2p import P2P
@@ -14,10 +14,20 @@ from geopetals.client.routing import Hop
 from geopetals.errors import ServerBroken, SwarmFailure
 from geopetals.swarm.heartbeat import CLIENT_BEAT_S, SERVER_SILENCE_S, Every, Silence
 from geopetals.swarm.records import block_uids
-from geopetals.swarm.ring_messages import KEY, Beat, Link, Opening, Step, read_link, version_of
+from geopetals.swarm.ring_messages import (
+    KEY,
+    Beat,
+    Link,
+    Opening,
+    Step,
+    credential_shown,
+    read_link,
+    version_of,
+)
 from geopetals.swarm.stack import CHAIN_DELIMITER
 from geopetals.swarm.wire import (
     WireError,
+    close,
     deserialize,
     end_of_stream,
     frame,
@@ -75,8 +85,7 @@ class HopSession:
         self.beat = Beat()
         self.frames = 0
         self.silence = Silence(SERVER_SILENCE_S)
-        # Of a reader, read_message() uses nothing else.
-        self._reader = cast(asyncio.StreamReader, _HeardReader(reader, self.silence.heard))
+        self._reader = _HeardReader(reader, self.silence.heard)
         self._writer = writer
         self._dialect: Dialect = dialect
         self._ping_due = Every(CLIENT_BEAT_S)
@@ -143,6 +152,12 @@ class HopSession:
         if not self._writer.is_closing():
             self._writer.write(frame(self._dialect.request(step, hidden, hypo_ids, prompts)))
 
+    def show(self, credential: bytes) -> None:
+        """A ticket for more than the one that opened the session."""
+        if self.has_heartbeats and not self._writer.is_closing():
+            shown = write_metadata(credential_shown(credential))
+            self._writer.write(frame(runtime_pb2.ExpertRequest(metadata=shown)))
+
     async def drain(self) -> None:
         """Wait until the connection takes more. Raises ServerGone."""
         try:
@@ -174,7 +189,7 @@ class HopSession:
         """Drop the connection; the server frees the cache when it notices."""
         if self._listening is not None:
             self._listening.cancel()
-        self._writer.close()
+        close(self._writer)
 
     async def _listen(self, listener: Listener) -> None:
         try:

@@ -95,10 +95,13 @@ class DistributedModel(PreTrainedModel, GenerationMixin):
         return self._active.get()
 
     @contextlib.contextmanager
-    def inference_session(self, *, max_length: int) -> Iterator[InferenceSession]:
-        """A new session for `max_length` tokens, active inside the block. Trainable prompts come on top."""
+    def inference_session(self, *, max_length: int, output_tokens: int | None = None) -> Iterator[InferenceSession]:
+        """A new session for `max_length` tokens, active inside the block. Trainable prompts come on top.
+
+        `output_tokens`: how many of them will be generated, where that is known; a coordinator plans with it.
+        """
         prefix = self._prefix_tokens
-        session = InferenceSession(self._swarm, max_length + prefix, prefix_tokens=prefix)
+        session = InferenceSession(self._swarm, max_length + prefix, prefix_tokens=prefix, output_tokens=output_tokens)
         with session, self.use_session(session):
             yield session
 
@@ -147,12 +150,13 @@ class DistributedModel(PreTrainedModel, GenerationMixin):
                     raise UnsupportedInput("inside a session the prompts of a batch must have the same length.")
                 held.enter_context(self.use_session(session))
                 return self._generate_in(session, inputs, args, kwargs)
-            length = self._session_length(inputs, kwargs)
+            length, new_tokens = self._session_length(inputs, kwargs)
             if mask is None:
-                return self._generate_in(
-                    held.enter_context(self.inference_session(max_length=length)), inputs, args, kwargs
-                )
-            padded = held.enter_context(PaddedSession(self._swarm, length, left_padding(mask)))
+                session = held.enter_context(self.inference_session(max_length=length, output_tokens=new_tokens))
+                return self._generate_in(session, inputs, args, kwargs)
+            padded = held.enter_context(
+                PaddedSession(self._swarm, length, left_padding(mask), output_tokens=new_tokens)
+            )
             held.enter_context(self.use_session(padded))
             return self._generate_in(padded, inputs, args, {**kwargs, "attention_mask": mask})
 
@@ -208,8 +212,8 @@ class DistributedModel(PreTrainedModel, GenerationMixin):
                 mask = (inputs != pad).long()
         return None if mask is None or bool(mask.bool().all()) else mask
 
-    def _session_length(self, inputs: torch.Tensor | None, kwargs: dict[str, Any]) -> int:
-        """Tokens to reserve on the servers: the prompt and all that generate() may add."""
+    def _session_length(self, inputs: torch.Tensor | None, kwargs: dict[str, Any]) -> tuple[int, int]:
+        """Tokens to reserve on the servers: the prompt and all that generate() may add; and how many it may add."""
         if inputs is None:
             embeds = kwargs.get("inputs_embeds")
             prompt = 1 if embeds is None else int(embeds.shape[1])
@@ -218,9 +222,10 @@ class DistributedModel(PreTrainedModel, GenerationMixin):
         config = kwargs.get("generation_config") or self.generation_config
         new_tokens = kwargs.get("max_new_tokens") or getattr(config, "max_new_tokens", None)
         if new_tokens is not None:
-            return prompt + int(new_tokens)
+            return prompt + int(new_tokens), int(new_tokens)
         total = kwargs.get("max_length") or getattr(config, "max_length", None) or 0
-        return max(int(total), prompt + (0 if kwargs.get("max_length") else _DEFAULT_NEW_TOKENS))
+        length = max(int(total), prompt + (0 if kwargs.get("max_length") else _DEFAULT_NEW_TOKENS))
+        return length, length - prompt
 
     def _run_blocks(self, hidden: torch.Tensor) -> torch.Tensor:
         """What stands in the place of the model's blocks."""
@@ -255,8 +260,10 @@ class DistributedModel(PreTrainedModel, GenerationMixin):
 
     def _refuse_what_blocks_do_not_see(self, own_class: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Remote blocks compute positions and masks themselves, and return the last hidden states alone."""
-        names = list(inspect.signature(own_class.forward).parameters)[1:]
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        given = kwargs
+        if args:
+            names = list(inspect.signature(own_class.forward).parameters)[1:]
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
         for name in ("output_hidden_states", "output_attentions"):
             if given.get(name):
                 raise UnsupportedInput(f"{name} asks for what stays on the servers: leave it out.")
@@ -294,6 +301,7 @@ def connect_model(loaded: PreTrainedModel, swarm: SwarmClient, stack: RemoteStac
         self._refuse_what_blocks_do_not_see(own_class, args, kwargs)
         return own_class.forward(self, *args, **self._mask_arguments(self._cache_arguments(kwargs)))
 
+    forward.__signature__ = inspect.signature(own_class.forward)  # type: ignore[attr-defined] # asked for each token
     members = {"forward": forward, "__module__": own_class.__module__}
     loaded.__class__ = type(own_class.__name__, (kind, own_class), members)
     model = cast(Kind, loaded)

@@ -63,6 +63,7 @@ def open_hollow_model(
         hidden_size=int(checkpoint.config.hidden_size),
         identity=identity,
         config=config,
+        token=token,
     )
     swarm.start()
     return OpenedModel(model=loaded, swarm=swarm, stack=stack, checkpoint=checkpoint)

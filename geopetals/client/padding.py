@@ -5,11 +5,13 @@ never sees the padding. Positions then start at 0 with each row's first real tok
 """
 
 import asyncio
+import time
 import weakref
 
 import torch
 
 from geopetals.client.hollow import RemoteCache
+from geopetals.client.lease import Waiting
 from geopetals.client.routing import Hop
 from geopetals.client.session import InferenceSession, text_position
 from geopetals.client.swarm import SwarmClient
@@ -39,15 +41,18 @@ class PaddedSession:
 
     prefix_tokens = 0
 
-    def __init__(self, swarm: SwarmClient, max_length: int, padding: torch.Tensor) -> None:
+    def __init__(
+        self, swarm: SwarmClient, max_length: int, padding: torch.Tensor, *, output_tokens: int | None = None
+    ) -> None:
         self._swarm = swarm
+        self._lease = swarm.lease(output_tokens=output_tokens)
         self.max_length = max_length
         self.output_ids: torch.Tensor | None = None
         self.cache = RemoteCache(text_position(weakref.ref(self)), swarm.num_blocks)
         self._prompt_padding = padding
         self._rows: list[torch.Tensor] = []
         self._padding: list[int] = sorted(set(padding.tolist()))
-        self._sessions = [InferenceSession(swarm, max_length - length) for length in self._padding]
+        self._sessions = [InferenceSession(swarm, max_length - length, lease=self._lease) for length in self._padding]
         self._position = 0
 
     @property
@@ -58,6 +63,11 @@ class PaddedSession:
     def route(self) -> tuple[Hop, ...]:
         """The chain of the first of the sessions; empty before the first step."""
         return self._sessions[0].route
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """What the sessions wait for while they have no cache yet, for other threads to see."""
+        return self._lease.waiting
 
     def step(
         self,
@@ -82,6 +92,7 @@ class PaddedSession:
         """Free the caches on the servers. Never raises."""
         for session in self._sessions:
             session.close()
+        self._swarm.call_soon(self._lease.close)
 
     def __enter__(self) -> "PaddedSession":
         return self
@@ -98,6 +109,9 @@ class PaddedSession:
         self._rows = [(padding == length).nonzero().flatten() for length in self._padding]
 
     async def _step_async(self, inputs: torch.Tensor, hypo_ids: torch.Tensor | None, last_only: bool) -> torch.Tensor:
+        # One place for all rows: sessions that have one each would wait for each other.
+        await self._lease.decide(batch=inputs.shape[0], max_length=self.max_length, prompt_tokens=inputs.shape[1])
+        began_s = time.perf_counter()
         output = torch.zeros_like(inputs[:, -1:] if last_only else inputs)
         works = []
         for session, rows, length in zip(self._sessions, self._rows, self._padding, strict=True):
@@ -113,6 +127,7 @@ class PaddedSession:
             await asyncio.gather(*tasks, return_exceptions=True)
         for (rows, skipped, _), result in zip(works, results, strict=True):
             output[rows, 0 if last_only else skipped :] = result
+        self._lease.clock.step(time.perf_counter() - began_s)
         return output
 
 

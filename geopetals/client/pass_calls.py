@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from hivemind.p2p import P2P, PeerID
@@ -12,6 +13,7 @@ from hivemind.utils.streaming import combine_from_streaming, split_for_streaming
 from geopetals.client.connection import UNREACHABLE, open_stream
 from geopetals.client.routing import Hop
 from geopetals.swarm.records import block_uids
+from geopetals.swarm.ring_messages import credential_shown
 from geopetals.swarm.stack import CHAIN_DELIMITER, DUMMY, pack_args_kwargs
 from geopetals.swarm.wire import (
     HANDLER,
@@ -30,15 +32,22 @@ from geopetals.swarm.wire import (
 _PART_BYTES = 2**20
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassOptions:
+    """Time limits, and the certificate to show in a swarm that is not open to everybody."""
+
+    connect_timeout_s: float
+    request_timeout_s: float
+    credential: bytes = b""
+
+
 async def call_forward(
     p2p: P2P,
     hop: Hop,
     swarm: str,
     hidden: torch.Tensor,
-    prompts: torch.Tensor | None = None,
-    *,
-    connect_timeout_s: float,
-    request_timeout_s: float,
+    prompts: torch.Tensor | None,
+    options: PassOptions,
 ) -> torch.Tensor:
     """rpc_forward on one server: hidden states [batch, tokens, hidden] after its blocks, nothing cached.
 
@@ -46,7 +55,7 @@ async def call_forward(
     input. Raises ServerGone, ServerFull or ServerRefused.
     """
     arguments = (hidden, DUMMY if prompts is None else prompts)
-    answer = await _call(p2p, hop, swarm, "rpc_forward", arguments, connect_timeout_s, request_timeout_s)
+    answer = await _call(p2p, hop, swarm, "rpc_forward", arguments, options)
     if len(answer) != 1 or answer[0].shape != hidden.shape:
         raise gone(hop.peer_id, "it answered a forward pass with another shape")
     return answer[0]
@@ -58,17 +67,15 @@ async def call_backward(
     swarm: str,
     hidden: torch.Tensor,
     grad_output: torch.Tensor,
-    prompts: torch.Tensor | None = None,
-    *,
-    connect_timeout_s: float,
-    request_timeout_s: float,
+    prompts: torch.Tensor | None,
+    options: PassOptions,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """rpc_backward on one server: gradients with respect to `hidden`, which it is given, and to `prompts`.
 
     Both have the shape of what they belong to. Raises ServerGone, ServerFull or ServerRefused.
     """
     arguments = (hidden, grad_output, DUMMY if prompts is None else prompts)
-    answer = await _call(p2p, hop, swarm, "rpc_backward", arguments, connect_timeout_s, request_timeout_s)
+    answer = await _call(p2p, hop, swarm, "rpc_backward", arguments, options)
     if len(answer) != (1 if prompts is None else 2) or answer[0].shape != hidden.shape:
         raise gone(hop.peer_id, "it answered a backward pass with other shapes")
     if prompts is None:
@@ -87,25 +94,25 @@ async def _call(
     swarm: str,
     method: str,
     arguments: tuple[torch.Tensor, ...],
-    connect_timeout_s: float,
-    request_timeout_s: float,
+    options: PassOptions,
 ) -> list[torch.Tensor]:
     """One request: unary where it is small enough, in parts on a stream otherwise."""
     tensors, structure = pack_args_kwargs(*arguments)
+    shown = credential_shown(options.credential) if options.credential else {}
     request = runtime_pb2.ExpertRequest(
         uid=CHAIN_DELIMITER.join(block_uids(swarm, hop.start, hop.end)),
         tensors=[serialize(tensor) for tensor in tensors],
-        metadata=write_metadata({"args_structure": structure}),
+        metadata=write_metadata({"args_structure": structure, **shown}),
     )
     try:
-        async with asyncio.timeout(request_timeout_s):
+        async with asyncio.timeout(options.request_timeout_s):
             if request.ByteSize() <= UNARY_LIMIT_BYTES:
                 answer = await _call_unary(p2p, hop.peer_id, method, request)
             else:
-                answer = await _call_stream(p2p, hop.peer_id, f"{method}_stream", request, connect_timeout_s)
+                answer = await _call_stream(p2p, hop.peer_id, f"{method}_stream", request, options.connect_timeout_s)
         return [deserialize(tensor) for tensor in answer]
     except TimeoutError as error:
-        raise gone(hop.peer_id, f"no answer within {request_timeout_s:.0f} s") from error
+        raise gone(hop.peer_id, f"no answer within {options.request_timeout_s:.0f} s") from error
     except WireError as error:
         raise gone(hop.peer_id, f"it sent what is no answer: {error}") from error
 

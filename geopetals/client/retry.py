@@ -5,7 +5,18 @@ import logging
 import time
 
 from geopetals.client.config import ClientConfig
-from geopetals.errors import NoChain, ServerBroken, ServerFull, ServerGone, ServerRefused, SwarmFailure
+from geopetals.credentials.refusal import Refusal
+from geopetals.errors import (
+    Busy,
+    NoChain,
+    NotAdmitted,
+    ServerBroken,
+    ServerFull,
+    ServerGone,
+    ServerMoving,
+    ServerRefused,
+    SwarmFailure,
+)
 
 log = logging.getLogger(__name__)
 
@@ -14,9 +25,11 @@ _LOOK_AGAIN_S = 1.0
 
 _REASONS = {
     NoChain: "no_chain",
+    ServerMoving: "moving",
     ServerFull: "full",
     ServerGone: "gone",
     ServerBroken: "broken",
+    NotAdmitted: "not_admitted",
     ServerRefused: "refused",
 }
 
@@ -24,6 +37,16 @@ _REASONS = {
 def failure_reason(error: SwarmFailure) -> str:
     """In a word, for metrics."""
     return next((reason for kind, reason in _REASONS.items() if isinstance(error, kind)), "other")
+
+
+_PASSING = {Refusal.EXPIRED, Refusal.UNKNOWN_KEY, Refusal.REPLAYED, Refusal.TOO_LARGE}
+"""Why a server may refuse a ticket that another one, or a newer ticket, or a moment later helps against."""
+
+
+def _is_final(error: SwarmFailure) -> bool:
+    if isinstance(error, NotAdmitted):
+        return error.reason not in _PASSING
+    return isinstance(error, Busy | ServerRefused | NoChain)
 
 
 class Retry:
@@ -50,13 +73,15 @@ class Retry:
             self._waits += 1
             tries = self._waits
             limit_s = config.full_timeout if isinstance(error, ServerFull) else config.recovery_timeout
+            if in_session:
+                limit_s = max(limit_s, config.recovery_timeout)
             if now_s - self._waiting_since_s >= limit_s:
                 raise error
         else:
             self._waits = 0
             self._failures += 1
             tries = self._failures
-            if isinstance(error, ServerRefused | NoChain) or self._failures > config.max_retries:
+            if _is_final(error) or self._failures > config.max_retries:
                 raise error
         log.warning("session.retry attempt=%d reason=%s", self.attempts, error)
         if isinstance(error, NoChain):

@@ -5,6 +5,7 @@ max_length, room for a quarter or 256 tokens more than it needs), and deep promp
 fails, a new chain is opened, fed that history, and goes on with the step that failed.
 """
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -18,10 +19,11 @@ from geopetals import metrics
 from geopetals.client.chain import Chain
 from geopetals.client.chain_opening import open_chain
 from geopetals.client.hollow import RemoteCache
+from geopetals.client.lease import Lease, Waiting
 from geopetals.client.retry import Retry, failure_reason
 from geopetals.client.routing import Hop
 from geopetals.client.swarm import SwarmClient
-from geopetals.errors import SwarmFailure, UnsupportedInput
+from geopetals.errors import ServerFull, SwarmFailure, UnsupportedInput
 from geopetals.swarm.ring_messages import Want
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,16 @@ class InferenceSession:
     The first `prefix_tokens` of them are trained prompts in front of the text: `cache` counts the text alone.
     """
 
-    def __init__(self, swarm: SwarmClient, max_length: int, *, prefix_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        swarm: SwarmClient,
+        max_length: int,
+        *,
+        prefix_tokens: int = 0,
+        output_tokens: int | None = None,
+        lease: Lease | None = None,
+    ) -> None:
+        """`output_tokens`: how many it will generate, if that is known. `lease`: one that it shares with others."""
         self._closed = True
         if max_length < 1:
             raise UnsupportedInput(f"a session needs max_length of at least 1 token, got {max_length}.")
@@ -47,8 +58,11 @@ class InferenceSession:
         self.prefix_tokens = prefix_tokens
         self.output_ids: torch.Tensor | None = None
         self.cache = RemoteCache(text_position(weakref.ref(self)), swarm.num_blocks)
+        self._owns_lease = lease is None
+        self._lease = lease or swarm.lease(output_tokens=output_tokens)
         self._chain: Chain | None = None
         self._was_open = self._can_grow = False
+        self._planned_for = ""
         self._prompts: torch.Tensor | None = None
         self._store: torch.Tensor | None = None
         self._position = 0
@@ -60,9 +74,19 @@ class InferenceSession:
         return self._position
 
     @property
+    def can_grow(self) -> bool:
+        """Whether it may outgrow `max_length`; known once it has begun."""
+        return self._can_grow
+
+    @property
     def route(self) -> tuple[Hop, ...]:
         """The chain in use, with the mode of each hop; empty before the first step."""
         return () if self._chain is None else self._chain.route
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """What the session waits for while it has no cache yet, for other threads to see."""
+        return self._lease.waiting
 
     @property
     def trace(self) -> tuple[tuple[float, ...], ...]:
@@ -105,14 +129,14 @@ class InferenceSession:
         if self._closed:
             raise UnsupportedInput("the session is closed: open a new one.")
         if self._chain is None:
-            self._swarm.run(self._on_chain(batch, _nothing))
+            self._swarm.run(self._open(batch))
 
     def close(self) -> None:
         """Free the caches on the servers. Never raises."""
         if not self._closed:
             self._closed = True
             with contextlib.suppress(SwarmFailure):  # the connection is closed already, and the caches with it
-                self._swarm.run(self._close_chain())
+                self._swarm.run(self._end())
 
     def __enter__(self) -> "InferenceSession":
         return self
@@ -124,6 +148,8 @@ class InferenceSession:
         # Blocking here could be blocking the event loop itself: only drop the connections.
         if not self._closed and self._chain is not None:
             self._swarm.call_soon(self._chain.abort)
+        if not self._closed and self._owns_lease:
+            self._swarm.call_soon(self._lease.close)
 
     # -- on the event loop ---------------------------------------------------------------------------------------------
 
@@ -135,8 +161,10 @@ class InferenceSession:
             return await chain.run(inputs, position=self._position, want=want, hypo_ids=hypo_ids, prompts=self._prompts)
 
         began_s, reserved = time.perf_counter(), self.max_length
+        await self._lease.decide(batch=inputs.shape[0], max_length=reserved, prompt_tokens=inputs.shape[1])
         self._make_room(inputs.shape[1])
         try:
+            await self._extend_lease()
             output = await self._on_chain(inputs.shape[0], run)
         except BaseException:
             self.max_length = reserved
@@ -144,7 +172,13 @@ class InferenceSession:
         assert output is not None
         self._observe(inputs.shape[1], time.perf_counter() - began_s)
         self._remember(inputs, hypo_ids)
+        if self._swarm.config.spot_check_rate > 0 and self._store is not None:
+            self._swarm.spot_checks.consider(self.route, self._store[:, : self._position], output, self._prompts)
         return output
+
+    async def _open(self, batch: int) -> None:
+        await self._lease.decide(batch=batch, max_length=self.max_length, prompt_tokens=0)
+        await self._on_chain(batch, _nothing)
 
     def _make_room(self, tokens: int) -> None:
         needed = self._position + tokens
@@ -157,6 +191,12 @@ class InferenceSession:
             )
         self.max_length = needed
 
+    async def _extend_lease(self) -> None:
+        """A pushed step must not overtake the ticket that covers it, which goes straight to each server."""
+        if await self._lease.extend(self.max_length) and self._chain is not None:
+            self._chain.show(self._lease.credential)
+            await asyncio.sleep(self._swarm.longest_rtt_s(self._chain.route))
+
     async def _on_chain(self, batch: int, work: Callable[[Chain], Awaitable[Result]]) -> Result:
         """Do `work` on a chain whose caches hold the session's past; on a new one when the present one fails."""
         retry = Retry(self._swarm.config)
@@ -168,18 +208,34 @@ class InferenceSession:
                 self._abandon()
                 if self._was_open:
                     metrics.FAILOVERS.labels(failure_reason(error)).inc()
-                await retry.after(error, in_session=self._was_open)
+                    self._lease.clock.failovers += 1
+                await self._lease.renew_for(error)
+                if self._was_open and retry.attempts and isinstance(error, ServerFull):
+                    self._lease.wait(Waiting(start_in_s=error.free_in_s))
+                is_promised = self._was_open or self._lease.is_coordinated
+                await retry.after(error, in_session=is_promised)
             except BaseException:  # cancelled in the middle: what the servers hold is not known any more
                 self._abandon()
                 raise
 
     async def _open_chain(self, batch: int, retry: Retry) -> Chain:
-        config = self._swarm.config
-        route = await self._swarm.chain_async(refresh=retry.attempts > 1)
-        wait_s = config.connect_timeout if retry.attempts else 0.0
+        config, lease = self._swarm.config, self._lease
+        if lease.is_lost:
+            lease.forget()
+            await lease.decide(batch=batch, max_length=self.max_length, prompt_tokens=max(self._position, 1))
+        is_new, self._planned_for = self._planned_for != lease.session_id, lease.session_id
+        planned = self._swarm.hops_of(lease.advice) if is_new else ()
+        route = planned or await self._swarm.chain_async(refresh=retry.attempts > 1)
         self._chain = chain = await open_chain(
-            self._swarm, route, batch=batch, max_length=self.max_length, wait_s=wait_s
+            self._swarm,
+            route,
+            batch=batch,
+            max_length=self.max_length,
+            wait_s=config.connect_timeout if planned or retry.attempts else 0.0,
+            credential=lease.credential,
+            recovery=(self._was_open or lease.is_coordinated) and not planned,
         )
+        lease.route, lease.waiting = chain.route, None
         self._was_open, self._can_grow = True, chain.can_grow
         if self._store is not None and self._position > 0:
             log.warning("session.recovery tokens=%d", self._position)
@@ -192,6 +248,8 @@ class InferenceSession:
             metrics.TIME_TO_FIRST_TOKEN.observe(took_s)
         elif tokens == 1:
             metrics.INTER_TOKEN_LATENCY.observe(took_s)
+        if self._owns_lease:
+            self._lease.clock.step(took_s)
 
     def _remember(self, inputs: torch.Tensor, hypo_ids: torch.Tensor | None) -> None:
         if self._store is None:
@@ -204,17 +262,21 @@ class InferenceSession:
             more = max(_LEAST_MORE_TOKENS, end // 4)
             self._store = torch.nn.functional.pad(self._store, (0, 0, 0, end - self._store.shape[1] + more))
         self._store[:, self._position : end] = inputs
-        self._position = end
+        self._position = self._lease.tokens_used = end
 
     def _abandon(self) -> None:
         chain, self._chain = self._chain, None
         if chain is not None:
             chain.abort()
 
-    async def _close_chain(self) -> None:
+    async def _end(self) -> None:
         chain, self._chain = self._chain, None
-        if chain is not None:
-            await chain.close()
+        try:
+            if chain is not None:
+                await chain.close()
+        finally:
+            if self._owns_lease:
+                self._lease.close()
 
 
 def text_position(session: "weakref.ref[Any]") -> Callable[[], int]:

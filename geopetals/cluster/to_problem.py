@@ -24,17 +24,20 @@ from geopetals.units import in_units
 _BITS = 8
 
 
-def to_problem(cluster: Cluster, *, contention: bool = True, overhead: bool = True) -> Problem:
+def to_problem(
+    cluster: Cluster, *, contention: bool = True, overhead: bool = True, rtts: Floats | None = None, whole: bool = True
+) -> Problem:
     """Servers and clients by their index in the cluster.
 
     contention: sessions at once slow each other's decode steps. overhead: software takes its time, too.
+    rtts: instead of the network's, as `rtt_s` gives them. whole: the servers have to be enough for the model.
     Raises ClusterError for RTTs that are not known and clients who cannot reach enough servers, MemoryShortage for a
     model that is larger than all memory.
     """
     model, work = cluster.model, cluster.workload
     decode = [decode_time(cluster, server) for server in cluster.servers]
     prefill = [prefill_time(cluster, server) for server in cluster.servers]
-    rtts = rtt_s(cluster)
+    rtts = rtt_s(cluster) if rtts is None else rtts
     token, prompt = (_delays(cluster, rtts, count, overhead=overhead) for count in (1, work.prompt_tokens))
     clients = len(cluster.clients)
     problem = Problem(
@@ -58,8 +61,9 @@ def to_problem(cluster: Cluster, *, contention: bool = True, overhead: bool = Tr
         if contention
         else None,
     )
-    _check_memory(cluster, problem)
-    _check_paths(cluster, problem)
+    if whole:
+        _check_memory(cluster, problem)
+        _check_paths(cluster, problem)
     return problem
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -35,8 +37,9 @@ _DONE = b"data: [DONE]\n\n"
 class Gateway:
     """The routes of the API over one engine. Without keys anybody may ask."""
 
-    def __init__(self, engine: Engine, *, keys: Sequence[str] = ()) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, *, keys: Sequence[str] = (), origins: Sequence[str] = ()) -> None:
+        """`origins`: web pages that browsers may let ask, like the dashboard's."""
+        self._engine, self._origins = engine, list(origins)
         self._keys = [key.encode() for key in keys]
 
     def app(self) -> Starlette:
@@ -49,7 +52,17 @@ class Gateway:
             Route("/version", self._answered(self._version)),
             Route("/metrics", self._answered(self._metrics)),
         ]
-        return Starlette(routes=routes, exception_handlers={HTTPException: _http_error, Exception: _bug})
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=self._origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+        )
+        return Starlette(
+            routes=routes,
+            middleware=[cors] if self._origins else [],
+            exception_handlers={HTTPException: _http_error, Exception: _bug},
+        )
 
     # -- routes --------------------------------------------------------------------------------------------------------
 

@@ -57,17 +57,23 @@ class RouterState:
         accounting: Accounting = RESERVATION,
         slots: Ints | None = None,
         compute_queueing: bool = False,
+        promises_compute: bool = True,
     ) -> None:
         """slots, (J,): instead of all that memory has free. compute_queueing: servers slow down with their sessions.
+
+        promises_compute: those that wait for their start count as if they were computed for already. If not, whoever
+        starts them has to book them anew.
 
         Raises MemoryShortage or BlocksError if the servers cannot hold the placement.
         """
         placement.check(problem)
         self.problem = problem
         self.accounting = accounting
+        self._objective: Objective = objective
         self.costs = session_costs(problem, objective)
         self.reservations: dict[int, Reservation] = {}
         self._busy = BusyServers(problem, objective) if compute_queueing else None
+        self._promises_compute = promises_compute
         self._promised_s: dict[int, float | None] = {}
         self._next_number = 0
         available = problem.slots(placement.held) if slots is None else slots
@@ -79,6 +85,15 @@ class RouterState:
     def ledgers(self) -> list[Ledger]:
         """What is booked on each server."""
         return self._availability.ledgers
+
+    @property
+    def next_number(self) -> int:
+        """Of the next reservation; none that is open has it or a larger one."""
+        return self._next_number
+
+    def skip_to(self, number: int) -> None:
+        """Reservations from now on have this number or larger ones, as in a state before this one."""
+        self._next_number = max(self._next_number, number)
 
     @property
     def gone(self) -> set[int]:
@@ -167,6 +182,21 @@ class RouterState:
         self._book(advanced, now)
         return advanced
 
+    def start_now(self, reservation: Reservation, now: float) -> Reservation:
+        """Start a waiting session now, if that delays no other promise; otherwise nothing changes."""
+        if reservation.held_from_s <= now:
+            return reservation
+        self._unbook(reservation)
+        earlier_s = reservation.held_from_s - now
+        end_s, slots = reservation.end_s - earlier_s, reservation.route.slots_per_block
+        if all(
+            self.ledgers[hop.server].peak(now, end_s) + hop.blocks * slots <= self.ledgers[hop.server].slots
+            for hop in reservation.route.chain
+        ):
+            reservation = replace(reservation, held_from_s=now, end_s=end_s)
+        self._book(reservation, now)
+        return reservation
+
     def restore(self, reservation: Reservation, now: float) -> None:
         """Book a reservation of a state before this one: after a restart, or a new plan."""
         self._book(reservation, now)
@@ -194,6 +224,20 @@ class RouterState:
         self.graph = build_graph(self.placement, self.costs)
         self._availability.lay_out(self.graph.arcs)
 
+    def reprice(self, problem: Problem) -> None:
+        """The same servers have other times or links, or clients were added: what is booked stays booked.
+
+        Raises MemoryShortage or BlocksError if the servers cannot hold the placement.
+        """
+        self.placement.check(problem)
+        self.problem, self.costs = problem, session_costs(problem, self._objective)
+        self.graph = build_graph(self.placement, self.costs)
+        if self._busy is not None:
+            self._busy = BusyServers(problem, self._objective)
+            for number, reservation in self.reservations.items():
+                if self._computes(self._promised_s[number]):
+                    self._busy.add(reservation.route.chain, reservation.route.client, 1)
+
     def arc_waits_s(self, now: float, slots_per_block: int = 1) -> Floats:
         """(arcs,): w_j(k) for each arc of the graph; infinite where it can never be taken."""
         return self._availability.waits_s(now, slots_per_block).copy()
@@ -218,7 +262,7 @@ class RouterState:
         self._promised_s[reservation.number] = from_s
         route = reservation.route
         self._availability.book(route.chain, route.slots_per_block, from_s=from_s, end_s=reservation.end_s)
-        if self._busy is not None:
+        if self._busy is not None and self._computes(from_s):
             self._busy.add(route.chain, route.client, 1)
 
     def _unbook(self, reservation: Reservation) -> None:
@@ -226,8 +270,11 @@ class RouterState:
             raise ValueError(f"reservation {reservation.number} is not open, or was changed since")
         route, from_s = reservation.route, self._promised_s.pop(reservation.number)
         self._availability.release(route.chain, route.slots_per_block, from_s=from_s, end_s=reservation.end_s)
-        if self._busy is not None:
+        if self._busy is not None and self._computes(from_s):
             self._busy.add(route.chain, route.client, -1)
+
+    def _computes(self, promised_s: float | None) -> bool:
+        return self._promises_compute or promised_s is None
 
     def _full_or(self, error: NoChain, client: int, avoid: Collection[int]) -> NoChain | ServerFull:
         """Tell apart blocks without a server and servers without cache for a single session."""

@@ -4,12 +4,13 @@ Who is refused is told when enough is expected to come free, as far as that can 
 how many tokens they will have at most, and how fast they get there is seen.
 """
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, NamedTuple
 
-from geopetals.errors import ServerFull
+from geopetals.errors import ServerFull, ServerMoving
 from geopetals.swarm.kv_budget import KVBudget, Reservation
 from geopetals.swarm.kv_cache import SessionKV
 
@@ -73,8 +74,8 @@ class Pace:
 class Admitted:
     """One session's place: its reservation, and its cache once there is one."""
 
-    def __init__(self, reservation: Reservation) -> None:
-        self.reservation = reservation
+    def __init__(self, reservation: Reservation, session_id: str) -> None:
+        self.reservation, self.session_id = reservation, session_id
         self.kv: SessionKV | None = None
         self._pace = Pace()
 
@@ -87,6 +88,14 @@ class Admitted:
         return Expected(self.reservation.amount, ends)
 
 
+class Held(NamedTuple):
+    """What a session holds: block-tokens that are reserved, and tokens in the cache, of one sequence in one block."""
+
+    session_id: str
+    block_tokens: int
+    tokens: int
+
+
 class Admission:
     """The sessions of one server that hold attention cache or wait for it."""
 
@@ -94,6 +103,7 @@ class Admission:
         self.budget = budget
         self._clock = clock
         self._running: set[Admitted] = set()
+        self._emptied = asyncio.Event()
         self._looked_at = clock()
         self.waiting = 0
 
@@ -102,14 +112,33 @@ class Admission:
         return len(self._running)
 
     @contextlib.asynccontextmanager
-    async def admit(self, block_tokens: int, *, timeout_s: float) -> AsyncIterator[Admitted]:
-        """Hold cache inside the block. Raises ServerFull if it does not come free in `timeout_s`."""
+    async def admit(
+        self, block_tokens: int, *, timeout_s: float, session_id: str = "", recovers: bool = False
+    ) -> AsyncIterator[Admitted]:
+        """Hold cache inside the block. Raises ServerFull if it does not come free in `timeout_s`.
+
+        `session_id` is what the session is called in the swarm, by its ticket if it has one. `recovers`: see KVBudget.
+        """
         async with contextlib.AsyncExitStack() as held:
-            reservation = await self._reserve(block_tokens, timeout_s, held)
-            admitted = Admitted(reservation)
+            reservation = await self._reserve(block_tokens, timeout_s, recovers, held)
+            admitted = Admitted(reservation, session_id)
             self._running.add(admitted)
-            held.callback(self._running.discard, admitted)
+            held.callback(self._forget, admitted)
             yield admitted
+
+    async def until_empty(self) -> None:
+        """Until no session holds cache."""
+        while self._running:
+            self._emptied.clear()
+            await self._emptied.wait()
+
+    def held(self) -> list[Held]:
+        """The sessions that have a name, an entry for each cache."""
+        return [
+            Held(admitted.session_id, admitted.reservation.amount, 0 if admitted.kv is None else admitted.kv.length)
+            for admitted in self._running
+            if admitted.session_id
+        ]
 
     def free_in_s(self, block_tokens: int) -> float | None:
         now = self._clock()
@@ -133,12 +162,20 @@ class Admission:
             "waiting": self.waiting,
         }
 
-    async def _reserve(self, block_tokens: int, timeout_s: float, held: contextlib.AsyncExitStack) -> Reservation:
+    def _forget(self, admitted: Admitted) -> None:
+        self._running.discard(admitted)
+        if not self._running:
+            self._emptied.set()
+
+    async def _reserve(
+        self, block_tokens: int, timeout_s: float, recovers: bool, held: contextlib.AsyncExitStack
+    ) -> Reservation:
         self.waiting += 1
         try:
-            return await held.enter_async_context(self.budget.reserve(block_tokens, timeout_s=timeout_s))
+            reserving = self.budget.reserve(block_tokens, timeout_s=timeout_s, recovers=recovers)
+            return await held.enter_async_context(reserving)
         except ServerFull as error:
-            if block_tokens > self.budget.total:
+            if block_tokens > self.budget.total or isinstance(error, ServerMoving):
                 raise
             raise self._full(str(error), block_tokens) from error
         finally:

@@ -60,6 +60,10 @@ class ComputeThread:
         """Run `job`, which must not raise, when its turn comes."""
         self._inbox.put((priority, job))
 
+    def others_wait(self, priority: Priority) -> bool:
+        """Whether jobs of other kinds were waiting when the one that runs began; for that one to ask."""
+        return any(jobs for other, jobs in self._waiting.items() if other is not priority)
+
     def tell_loop(self, function: Callable[[], object]) -> None:
         """Call `function` on the event loop; nothing if that is gone."""
         if not self._loop.is_closed():

@@ -11,8 +11,10 @@ from hivemind.utils.tensor_descr import BatchTensorDescriptor
 
 import geopetals
 from geopetals import metrics
+from geopetals.errors import GeoPetalsError
 from geopetals.swarm.admission import Admission
 from geopetals.swarm.compute import ComputeThread
+from geopetals.swarm.gate import Gate, OpenGate
 from geopetals.swarm.inference_service import InferenceService
 from geopetals.swarm.kv_budget import KVBudget
 from geopetals.swarm.limits import Limits, PeerLimits
@@ -45,13 +47,18 @@ class BlockHandler:
         swarm: str,
         length_limit: int,
         limits: Limits = Limits(),  # noqa: B008 - immutable
+        gate: Gate | None = None,
     ) -> None:
+        """`gate`: who may come in; everybody if None."""
         self._stage, self._swarm, self.budget = stage, swarm, budget
         self._served = range(stage.start, stage.end)
         self.scheduler = Scheduler(stage, compute)
         self.admission = Admission(budget)
         self._limits = PeerLimits(limits)
-        self._passes = PassService(stage, compute, swarm=swarm, length_limit=length_limit, limits=self._limits)
+        self._gate = gate if gate is not None else OpenGate()
+        self._passes = PassService(
+            stage, compute, swarm=swarm, length_limit=length_limit, limits=self._limits, gate=self._gate
+        )
         self._inference = InferenceService(
             stage,
             compute,
@@ -60,6 +67,7 @@ class BlockHandler:
             swarm=swarm,
             length_limit=length_limit,
             limits=self._limits,
+            gate=self._gate,
             push=self._start_push,
         )
         self._receiver = PushReceiver(self._inference.sessions, self._limits)
@@ -86,12 +94,11 @@ class BlockHandler:
         }
         for name, (function, request) in calls.items():
             await p2p.add_protobuf_handler(f"{HANDLER}.{name}", limited(self._limits, function), request)
-        metrics.watch_cache(
-            total=self.budget.total,
-            reserved=lambda: self.budget.used,
-            running=lambda: self.admission.running,
-            waiting=lambda: self.admission.waiting,
-        )
+        _watch(self.admission)
+
+    def end_sessions(self, error: GeoPetalsError) -> None:
+        """Of clients that can be told why; the others' sessions end with `close()`."""
+        self._inference.end_sessions(error)
 
     async def close(self) -> None:
         """End all sessions; their caches are freed before this returns."""
@@ -104,7 +111,8 @@ class BlockHandler:
         await asyncio.gather(*pushes, return_exceptions=True)
 
     async def _take_push(self, request: runtime_pb2.ExpertRequest, peer: str) -> runtime_pb2.ExpertResponse:
-        """A step that the previous server of the chain sends; to know the session's id is the permission."""
+        """A step that the previous server of the chain sends; in open swarms to know the session's id is enough."""
+        self._gate.admit_push(peer)
         session_id = str(read_metadata(request.metadata).get("session_id"))
         session = self._inference.sessions.find(session_id, ServerSession)
         if session is None:
@@ -144,6 +152,16 @@ class BlockHandler:
             read_uids(request.uid, served=self._served, swarm=self._swarm)
             info |= _schemas(self._stage)
         return runtime_pb2.ExpertInfo(serialized_info=write_metadata(info))
+
+
+def _watch(admission: Admission) -> None:
+    """Metrics outlive a handler: they must not keep its blocks."""
+    metrics.watch_cache(
+        total=admission.budget.total,
+        reserved=lambda: admission.budget.used,
+        running=lambda: admission.running,
+        waiting=lambda: admission.waiting,
+    )
 
 
 def _schemas(stage: Stage) -> dict[str, Any]:

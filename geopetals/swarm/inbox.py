@@ -39,14 +39,21 @@ class Inbox:
             return await ahead
         return await self._read()
 
-    async def unless_gone(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Do `work`, but drop it when the client's stream ends meanwhile: it must not hold a place in the queue."""
-        task, ahead = asyncio.create_task(work), self._read_ahead()
+    async def unless_gone(
+        self, work: Coroutine[Any, Any, Result], failed: asyncio.Future[None] | None = None
+    ) -> Result:
+        """Do `work`, but drop it when the client's stream ends meanwhile: it must not hold a place in the queue.
+
+        Behind a message that waits to be read the end is not seen: `failed` has an error when it is known otherwise.
+        """
+        task = asyncio.create_task(work)
+        watched: set[asyncio.Future[Any]] = {task, self._read_ahead(), *([] if failed is None else [failed])}
         try:
-            await asyncio.wait({task, ahead}, return_when=asyncio.FIRST_COMPLETED)
-            if ahead.done() and ahead.exception() is not None:
-                ahead.result()
-            return await task
+            while not task.done():
+                done, watched = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+                for ended in done - {task}:
+                    ended.result()
+            return task.result()
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

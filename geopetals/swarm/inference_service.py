@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 import torch
@@ -17,18 +17,29 @@ from geopetals.errors import GeoPetalsError, MemoryShortage, ServerBroken, Serve
 from geopetals.swarm.admission import Admission
 from geopetals.swarm.cache_growth import CacheGrowth
 from geopetals.swarm.compute import ComputeThread
+from geopetals.swarm.gate import Gate, Grant
 from geopetals.swarm.heartbeat import tick
 from geopetals.swarm.inbox import STEP_TIMEOUT_S, Inbox
 from geopetals.swarm.kv_budget import Reservation
 from geopetals.swarm.kv_cache import SessionKV
 from geopetals.swarm.limits import PeerLimits
-from geopetals.swarm.ring_messages import KEY, VERSION, Opening
+from geopetals.swarm.ring_messages import KEY, VERSION, Opening, read_credential
 from geopetals.swarm.ring_session import RingSession
 from geopetals.swarm.scheduler import Scheduler
 from geopetals.swarm.server_session import Push, ServerSession, SessionRequest, read_session_request
 from geopetals.swarm.session_registry import SessionRegistry
 from geopetals.swarm.stage import Stage
-from geopetals.swarm.wire import WireError, drain, frame, send, send_error, short_peer, write_metadata
+from geopetals.swarm.wire import (
+    WireError,
+    close,
+    drain,
+    frame,
+    read_metadata,
+    send,
+    send_error,
+    short_peer,
+    write_metadata,
+)
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +59,11 @@ class InferenceService:
         swarm: str,
         length_limit: int,
         limits: PeerLimits,
+        gate: Gate,
         push: Callable[[Push], None],
     ) -> None:
         self._stage, self._compute, self._admission, self._scheduler = stage, compute, admission, scheduler
+        self._gate = gate
         self._limits = limits
         self._turned_away = 0
         self._swarm, self._length_limit, self._push = swarm, length_limit, push
@@ -68,6 +81,11 @@ class InferenceService:
     def start(self, p2p: P2P) -> None:
         self._p2p = p2p
         self._ticking = asyncio.create_task(tick(self._tick))
+
+    def end_sessions(self, error: GeoPetalsError) -> None:
+        """With a word to the clients that can be told; the others' end with `close()`."""
+        for session in self._rings:
+            session.fail(error)
 
     async def close(self) -> None:
         """End all sessions; their caches are freed before this returns."""
@@ -100,7 +118,7 @@ class InferenceService:
             send_error(writer, ServerBroken(f"internal error: {type(error).__name__}"))
         finally:
             self._streams.discard(task)
-            writer.close()
+            close(writer)
 
     async def _serve_within_limits(self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.ExitStack() as held:
@@ -137,19 +155,33 @@ class InferenceService:
                     first, served=self._served, swarm=self._swarm, length_limit=self._length_limit
                 )
                 async with AsyncExitStack() as held:
+                    grant = await inbox.unless_gone(held.enter_async_context(self._leave(peer, request)))
                     if request.session_id is not None:
                         self.sessions.claim(request.session_id, held)
                     if request.opening is None:
                         await self._serve_petals(request, first, inbox, writer, held)
                     else:
-                        await self._serve_ring(request, request.opening, inbox, writer, held)
+                        await self._serve_ring(request, request.opening, grant, inbox, writer, held)
             await inbox.wait_for_end()
         finally:
             inbox.close()
 
-    async def _reserve(self, request: SessionRequest, held: AsyncExitStack) -> tuple[SessionKV, Reservation]:
+    def _leave(self, peer: str, request: SessionRequest) -> AbstractAsyncContextManager[Grant]:
+        credential = b"" if request.opening is None else request.opening.credential
+        return self._gate.opening(
+            peer, credential, span=request.span, batch=request.batch, max_length=request.max_length
+        )
+
+    async def _reserve(
+        self, request: SessionRequest, held: AsyncExitStack, *, called: str = ""
+    ) -> tuple[SessionKV, Reservation]:
         admitted = await held.enter_async_context(
-            self._admission.admit(request.block_tokens, timeout_s=request.alloc_timeout_s)
+            self._admission.admit(
+                request.block_tokens,
+                timeout_s=request.alloc_timeout_s,
+                session_id=called or request.session_id or "",
+                recovers=request.opening is not None and request.opening.recovery,
+            )
         )
         try:
             admitted.kv = await self._compute.run(
@@ -192,6 +224,7 @@ class InferenceService:
         self,
         request: SessionRequest,
         opening: Opening,
+        grant: Grant,
         inbox: Inbox,
         writer: asyncio.StreamWriter,
         held: AsyncExitStack,
@@ -200,8 +233,10 @@ class InferenceService:
         self._rings.add(session)
         held.callback(session.close)
         held.callback(self._rings.discard, session)
-        kv, reservation = await inbox.unless_gone(self._reserve(request, held))
-        growth = CacheGrowth(kv, reservation, self._compute, limit=self._length_limit)
+        grant.on_revoked = session.fail
+        reserving = self._reserve(request, held, called=grant.session_id)
+        kv, reservation = await inbox.unless_gone(reserving, session.failed)
+        growth = CacheGrowth(kv, reservation, self._compute, limit=self._length_limit, grant=grant)
         if request.session_id is not None:
             self.sessions.put(request.session_id, session)
         log.debug("session.open span=%d:%d batch=%d ring", request.span.start, request.span.stop, request.batch)
@@ -210,7 +245,7 @@ class InferenceService:
         if opening.next_hop is not None:
             assert self._p2p is not None
             works.append(session.keep_link(self._p2p, opening))
-        await _until_read(_read_steps(inbox, session), works, session.failed)
+        await _until_read(_read_steps(inbox, session, grant), works, session.failed)
 
     def _tick(self, seconds: float) -> None:
         self._admission.tick()
@@ -218,7 +253,7 @@ class InferenceService:
             session.tick(seconds)
 
 
-async def _read_steps(inbox: Inbox, session: RingSession) -> None:
+async def _read_steps(inbox: Inbox, session: RingSession, grant: Grant) -> None:
     """Until the client says that it is done; raises when it vanishes."""
     while True:
         session.is_listening = True
@@ -229,6 +264,8 @@ async def _read_steps(inbox: Inbox, session: RingSession) -> None:
             return
         if message.tensors:
             await session.feed(message, pushed=False)
+        elif credential := read_credential(read_metadata(message.metadata)):
+            grant.extend(credential)
 
 
 async def _until_read(

@@ -41,7 +41,8 @@ class SessionKV:
     """Keys and values of the blocks [start, end) for `batch` sequences of at most `max_length` tokens.
 
     Never takes more memory than `max_length` tokens in every block would. `windows` are those of all blocks of the
-    model: some size their masks by the first block of a kind, held or not. Not for concurrent use.
+    model: some size their masks by the first block of a kind, held or not. `compute_s` is how long the last step was
+    computed. Not for concurrent use.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class SessionKV:
         self.device = device
         self.max_length = max_length
         self.length = 0
+        self.compute_s = 0.0
         needed = sum(shape.bytes_per_token(dtype) * shape.slots(max_length) for shape in shapes) * batch
         try:
             held = [_HeldLayer(self, shape, dtype, device) for shape in shapes]

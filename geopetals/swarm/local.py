@@ -123,6 +123,12 @@ class LocalSwarm:
         self._wait_ready([number])
         return self._servers[number]
 
+    def join(self, token: str, *, threads: int = 1, **options: Any) -> LocalServer:
+        """One more server, where a coordinator says which blocks it holds; `servers` tell where it is later on."""
+        number = self._launch(None, token=token, threads=threads, **options)
+        self._wait_ready([number])
+        return self._servers[number]
+
     def kill(self, server: LocalServer, signal_number: int = signal.SIGKILL) -> None:
         """Send a signal to a server's process, not to its p2pd."""
         os.kill(server.pid, signal_number)
@@ -160,11 +166,11 @@ class LocalSwarm:
         if self._process.stdout is not None:
             self._process.stdout.close()
 
-    def _launch(self, span: tuple[int, int], *, token: str | None, threads: int, **options: Any) -> int:
+    def _launch(self, span: tuple[int, int] | None, *, token: str | None, threads: int, **options: Any) -> int:
         config = {
             "model": self.model,
             "revision": self._revision,
-            "blocks": list(span),
+            "blocks": None if span is None else list(span),
             "token": token,
             "threads": threads,
         }

@@ -1,6 +1,7 @@
 """rpc_forward and rpc_backward: passes without a cache, what training is made of."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -10,17 +11,20 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 from hivemind.proto import runtime_pb2
 from hivemind.utils.streaming import combine_from_streaming, split_for_streaming
 
-from geopetals.errors import GeoPetalsError
+from geopetals.errors import GeoPetalsError, NotAdmitted
 from geopetals.swarm import block_ops
 from geopetals.swarm.compute import ComputeThread, Priority
+from geopetals.swarm.gate import Gate
 from geopetals.swarm.inbox import STEP_TIMEOUT_S
 from geopetals.swarm.limits import PeerLimits
 from geopetals.swarm.peer_calls import told_to_peers
+from geopetals.swarm.ring_messages import read_credential
 from geopetals.swarm.server_session import read_uids
 from geopetals.swarm.stage import Stage
 from geopetals.swarm.wire import (
     MAX_FRAME_BYTES,
     WireError,
+    close,
     drain,
     frame,
     read_message,
@@ -36,6 +40,7 @@ log = logging.getLogger(__name__)
 _FORWARD_TOKENS = 16384
 _REQUEST_TIMEOUT_S = 300.0
 _MAX_PARTS = 4096
+_HEAR_OUT_S, _MOST_TURNED_AWAY = 5.0, 64
 Pass = Callable[[runtime_pb2.ExpertRequest, str], Awaitable[list[runtime_pb2.Tensor]]]
 
 
@@ -43,12 +48,20 @@ class PassService:
     """Forward and backward passes through blocks of one stage."""
 
     def __init__(
-        self, stage: Stage, compute: ComputeThread, *, swarm: str, length_limit: int, limits: PeerLimits
+        self,
+        stage: Stage,
+        compute: ComputeThread,
+        *,
+        swarm: str,
+        length_limit: int,
+        limits: PeerLimits,
+        gate: Gate,
     ) -> None:
-        self._stage, self._compute, self._limits = stage, compute, limits
+        self._stage, self._compute, self._limits, self._gate = stage, compute, limits, gate
         self._swarm, self._length_limit = swarm, length_limit
         self._served = range(stage.start, stage.end)
         self._streams: set[asyncio.Task[None]] = set()
+        self._turned_away = 0
 
     async def close(self) -> None:
         tasks = list(self._streams)
@@ -57,9 +70,11 @@ class PassService:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def forward(self, request: runtime_pb2.ExpertRequest, peer: str) -> runtime_pb2.ExpertResponse:
+        self._admit(peer, request)
         return runtime_pb2.ExpertResponse(tensors=await self._forward(request, peer))
 
     async def backward(self, request: runtime_pb2.ExpertRequest, peer: str) -> runtime_pb2.ExpertResponse:
+        self._admit(peer, request)
         return runtime_pb2.ExpertResponse(tensors=await self._backward(request, peer))
 
     async def serve_forward(self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -89,20 +104,41 @@ class PassService:
             log.debug("pass.lost client=%s", short_peer(peer))
         except TimeoutError:
             send_error(writer, WireError(f"the request did not arrive within {_REQUEST_TIMEOUT_S:.0f} s"))
+        except NotAdmitted as error:
+            await self._turn_away(error, reader, writer)
         except (WireError, GeoPetalsError, RuntimeError) as error:
             send_error(writer, error)
         finally:
             self._streams.discard(task)
-            writer.close()
+            close(writer)
+
+    async def _turn_away(self, error: NotAdmitted, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Say why, and hear the client out: a stream that is closed on its words is reset, as if by a failure."""
+        send_error(writer, error)
+        if self._turned_away >= _MOST_TURNED_AWAY:
+            return
+        self._turned_away += 1
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            async with asyncio.timeout(_HEAR_OUT_S):
+                while await reader.read(2**16):
+                    continue
+        self._turned_away -= 1
 
     async def _parts(self, peer: str, reader: asyncio.StreamReader) -> AsyncIterator[runtime_pb2.ExpertRequest]:
         large = self._limits.large_message(peer)
+        is_admitted = False
         while True:
             await self._limits.message(peer)
             part = await read_message(reader, runtime_pb2.ExpertRequest, peer=peer, large=large)
             if part is None:
                 return
+            if not is_admitted:
+                self._admit(peer, part)
+                is_admitted = True
             yield part
+
+    def _admit(self, peer: str, request: runtime_pb2.ExpertRequest) -> None:
+        self._gate.admit_pass(peer, read_credential(read_metadata(request.metadata)))
 
     async def _forward(self, request: runtime_pb2.ExpertRequest, peer: str) -> list[runtime_pb2.Tensor]:
         span = read_uids(request.uid, served=self._served, swarm=self._swarm)

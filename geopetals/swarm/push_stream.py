@@ -14,7 +14,17 @@ from geopetals.errors import GeoPetalsError
 from geopetals.swarm.heartbeat import LINK_SILENCE_S, Silence
 from geopetals.swarm.limits import PeerLimits
 from geopetals.swarm.ring_messages import PUSH_STREAM, NextHop, hello, read_hello
-from geopetals.swarm.wire import BadInput, WireError, frame, read_message, read_metadata, send, send_error, short_peer
+from geopetals.swarm.wire import (
+    BadInput,
+    WireError,
+    close,
+    frame,
+    read_message,
+    read_metadata,
+    send,
+    send_error,
+    short_peer,
+)
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +58,7 @@ class PushLink:
             return cls(reader, writer, following.peer_id)
         except BaseException as error:
             if writer is not None:
-                writer.close()
+                close(writer)
             if isinstance(error, TimeoutError):
                 raise LinkRefused(f"no answer within {OPEN_TIMEOUT_S:.0f} s") from error
             if isinstance(error, (GeoPetalsError, WireError, *_NO_STREAM)):
@@ -78,7 +88,7 @@ class PushLink:
             self._lose("silent")
 
     def close(self) -> None:
-        self._writer.close()
+        close(self._writer)
 
     async def _read(self) -> None:
         try:
@@ -138,7 +148,7 @@ class PushReceiver:
             send_error(writer, RuntimeError(f"internal error: {type(error).__name__}"))
         finally:
             self._tasks.discard(task)
-            writer.close()
+            close(writer)
 
     async def close(self) -> None:
         tasks = list(self._tasks)

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from hivemind.dht import DHTNode
 from hivemind.p2p import PeerID
@@ -19,6 +19,7 @@ import geopetals
 from geopetals.errors import SwarmMismatch
 from geopetals.swarm.emulation import read_status
 from geopetals.swarm.identity import ModelIdentity
+from geopetals.swarm.record_signing import SignedRecords
 from geopetals.swarm.ring_messages import VERSION
 from geopetals.swarm.stack import UID_DELIMITER, ModelInfo, ServerInfo, ServerState
 from geopetals.swarm.wire import short_peer
@@ -40,7 +41,8 @@ class ServerRecord:
     its blocks (PETALS' conventions), `cache_tokens_left` how many more tokens fit into the cache of each block.
     `block_hashes` maps blocks to the sha256 of their weights. `protocol` is the version of our extension of PETALS'
     sessions that it speaks, 0 for stock servers. `emulated` is what the server says of the device it emulates, in
-    benchmarks; None is a real one.
+    benchmarks; None is a real one. `using_relay`: it stands behind NAT and is reached through relays.
+    `links`: round trips in seconds that it measured to other servers, by peer id.
     """
 
     peer_id: str
@@ -56,6 +58,8 @@ class ServerRecord:
     block_hashes: Mapping[int, str] = field(default_factory=dict)
     protocol: int = 0
     emulated: Mapping[str, Any] | None = None
+    using_relay: bool = False
+    links: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_online(self) -> bool:
@@ -76,7 +80,10 @@ async def announce(
     num_blocks: int,
     emulated: Mapping[str, Any] | None = None,
 ) -> None:
-    """Store one record per block of [info.start_block, info.end_block), and the model in the list of models."""
+    """Store one record per block of [info.start_block, info.end_block).
+
+    In open swarms the model is put on PETALS' list of models, too.
+    """
     state, throughput, extra = info.to_tuple()
     values = []
     for block in range(info.start_block, info.end_block):
@@ -94,25 +101,46 @@ async def announce(
     expiration = get_dht_time() + EXPIRATION_S
     keys = block_uids(swarm, info.start_block, info.end_block)
     await node.store_many(keys, values, expiration, subkeys=[peer_id] * len(keys))
+    if _signing(node) is not None:
+        return
     model = ModelInfo(num_blocks=num_blocks).to_dict()
     await node.store(_MODELS_KEY, subkey=swarm, value=model, expiration_time=expiration)
 
 
 async def read_servers(node: DHTNode, swarm: str, num_blocks: int) -> list[ServerRecord]:
-    """All servers of the swarm that the DHT knows now, by peer id. Malformed records are passed over."""
+    """All servers of the swarm that the DHT knows now, by peer id.
+
+    Malformed records are passed over; in closed swarms also those of strangers, and of who does not say which model and
+    weights it serves.
+    """
+    signing = _signing(node)
     uids = block_uids(swarm, 0, num_blocks)
     found = await _get_all(node, uids)
-    servers: dict[str, list[tuple[int, ServerInfo, dict[str, Any]]]] = {}
+    servers: dict[str, list[_Entry]] = {}
     for block, uid in enumerate(uids):
         entry = found.get(uid)
         if entry is None or not isinstance(entry.value, dict):
             continue
         for peer_id, value in entry.value.items():
             parsed = _parse(value.value)
-            if parsed is not None and _is_peer_id(peer_id):
-                servers.setdefault(peer_id, []).append((block, *parsed))
+            if parsed is None or not _is_peer_id(peer_id):
+                continue
+            if signing is None or (signing.is_member(peer_id) and _says_what_it_serves(*parsed)):
+                servers.setdefault(peer_id, []).append(_Entry(block, *parsed, value.expiration_time))
     records = (_merge(peer_id, entries, num_blocks) for peer_id, entries in sorted(servers.items()))
     return [record for record in records if record is not None]
+
+
+def _signing(node: DHTNode) -> SignedRecords | None:
+    """Of a closed swarm."""
+    validator = node.protocol.record_validator
+    return validator if isinstance(validator, SignedRecords) else None
+
+
+def _says_what_it_serves(info: ServerInfo, additions: dict[str, Any]) -> bool:
+    """Weights have a hash once they are loaded."""
+    has_weights = info.state is not ServerState.ONLINE or isinstance(additions.get("weights_sha256"), str)
+    return has_weights and _identity(additions) is not None
 
 
 async def _get_all(node: DHTNode, keys: list[str]) -> dict[str, Any]:
@@ -160,17 +188,32 @@ def _parse(value: Any) -> tuple[ServerInfo, dict[str, Any]] | None:
     return info, additions if isinstance(additions, dict) else {}
 
 
-def _merge(peer_id: str, entries: list[tuple[int, ServerInfo, dict[str, Any]]], num_blocks: int) -> ServerRecord | None:
-    """One server from its records under several blocks; what it says of its span is cut to the model."""
-    first_block, info, additions = entries[0]
-    last_block = entries[-1][0]
-    start = info.start_block if info.start_block is not None else first_block
-    end = info.end_block if info.end_block is not None else last_block + 1
+class _Entry(NamedTuple):
+    """A server's record under one block; it was written the later the later it expires."""
+
+    block: int
+    info: ServerInfo
+    additions: dict[str, Any]
+    expires_at: float
+
+
+def _merge(peer_id: str, entries: list[_Entry], num_blocks: int) -> ServerRecord | None:
+    """One server from its records under several blocks; what it says of its span is cut to the model.
+
+    A server that has moved has left records under its former blocks: those that agree with the newest one count.
+    """
+    newest = max(entries, key=lambda entry: entry.expires_at)
+    info, additions = newest.info, newest.additions
+    entries = [entry for entry in entries if _span(entry.info) == _span(info)]
+    start = info.start_block if info.start_block is not None else entries[0].block
+    end = info.end_block if info.end_block is not None else entries[-1].block + 1
     start, end = max(start, 0), min(end, num_blocks)
     if start >= end:
         return None
     hashes = {
-        block: more["weights_sha256"] for block, _, more in entries if isinstance(more.get("weights_sha256"), str)
+        entry.block: entry.additions["weights_sha256"]
+        for entry in entries
+        if isinstance(entry.additions.get("weights_sha256"), str)
     }
     return ServerRecord(
         peer_id=peer_id,
@@ -186,7 +229,18 @@ def _merge(peer_id: str, entries: list[tuple[int, ServerInfo, dict[str, Any]]], 
         block_hashes=hashes,
         protocol=_protocol(additions),
         emulated=read_status(additions.get("emulated")),
+        using_relay=info.using_relay is True,
+        links=_links(info.next_pings),
     )
+
+
+def _links(pings: Mapping[str, float] | None) -> dict[str, float]:
+    """PETALS' servers tell of those that could follow them; infinite is no answer."""
+    return {peer_id: float(rtt_s) for peer_id, rtt_s in (pings or {}).items() if 0 <= rtt_s < math.inf}
+
+
+def _span(info: ServerInfo) -> tuple[int | None, int | None]:
+    return info.start_block, info.end_block
 
 
 def _identity(additions: dict[str, Any]) -> ModelIdentity | None:

@@ -26,6 +26,20 @@ _MAX_TIMES = 8
 _LEAST_BEAT_S, _MOST_BEAT_S = 0.1, 60.0
 
 
+def read_credential(metadata: dict[str, Any]) -> bytes:
+    """What a client shows: a ticket or, for passes without a cache, its membership certificate. Raises WireError."""
+    raw = metadata.get(KEY)
+    credential = raw.get("credential", b"") if isinstance(raw, dict) else b""
+    if not isinstance(credential, bytes) or len(credential) > _MAX_CREDENTIAL_BYTES:
+        raise WireError(f"a credential has at most {_MAX_CREDENTIAL_BYTES} bytes")
+    return credential
+
+
+def credential_shown(credential: bytes) -> dict[str, Any]:
+    """Metadata of a pass, or of a message that shows a newer ticket in the middle of a session."""
+    return {KEY: {"credential": credential}}
+
+
 class Want(IntEnum):
     """Which of a step's positions the client needs."""
 
@@ -48,8 +62,9 @@ class Opening:
 
     `heartbeat_s`: how often the server shows that it is there. `is_last`: its output goes to the client, as the steps
     want it. `next_hop`: where it goes otherwise; None, or a link that fails: to the client, who relays it. `previous`:
-    the peer id of the one server that may push steps. `trace`: steps tell how long they took where. `credential` is
-    reserved for admission; nobody reads it yet.
+    the peer id of the one server that may push steps. `trace`: steps tell how long they took where. `credential`: the
+    ticket, where the swarm asks for one. `recovery`: the session had this part of its chain on another server,
+    and waits for cache ahead of those that have not begun.
     """
 
     heartbeat_s: float
@@ -58,6 +73,7 @@ class Opening:
     previous: str | None = None
     trace: bool = False
     credential: bytes = b""
+    recovery: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         following = None if self.next_hop is None else [self.next_hop.peer_id, self.next_hop.session_id]
@@ -69,6 +85,7 @@ class Opening:
             "previous": self.previous,
             "trace": self.trace,
             "credential": self.credential,
+            "recovery": self.recovery,
         }
 
     @classmethod
@@ -88,16 +105,14 @@ class Opening:
             isinstance(following, list | tuple) and len(following) == 2 and all(map(_is_name, following))
         ):
             raise WireError("the next server must be a peer id and a session id")
-        credential = raw.get("credential", b"")
-        if not isinstance(credential, bytes) or len(credential) > _MAX_CREDENTIAL_BYTES:
-            raise WireError(f"a credential has at most {_MAX_CREDENTIAL_BYTES} bytes")
         return cls(
             heartbeat_s=float(beat),
             is_last=raw.get("last") is True,
             next_hop=None if following is None else NextHop(peer_id=following[0], session_id=following[1]),
             previous=previous,
             trace=raw.get("trace") is True,
-            credential=credential,
+            credential=read_credential(metadata),
+            recovery=raw.get("recovery") is True,
         )
 
 
@@ -106,8 +121,8 @@ class Step:
     """Says of some tokens which step of the session they are and where they stand.
 
     `number` counts from 0 in every chain, so that a step that comes twice is ignored and a gap is an error. `position`
-    is that of the first token. `relay`: the output goes to the client whatever links there are. `trace`: seconds in
-    the queue, computing and packing, of each server so far.
+    is that of the first token. `relay`: the output goes to the client whatever links there are. `trace`: seconds
+    behind other steps, computing, and checking, handing over and packing, of each server so far.
     """
 
     number: int
@@ -117,7 +132,8 @@ class Step:
     trace: tuple[tuple[float, ...], ...] = ()
 
     def to_bytes(self) -> bytes:
-        return write_metadata({"step": [self.number, self.position, int(self.want), self.relay, self.trace]})
+        trace = [list(times) for times in self.trace]  # lists are plain msgpack, tuples an extension of hivemind's
+        return write_metadata({"step": [self.number, self.position, int(self.want), self.relay, trace]})
 
     @classmethod
     def read(cls, metadata: dict[str, Any]) -> "Step":
@@ -133,7 +149,7 @@ class Step:
             raise WireError("a step asks for something unknown")
         if not _are_times(trace):
             raise WireError("a step's trace must be seconds, of each server")
-        return cls(number, position, Want(want), relay is True, tuple(trace))
+        return cls(number, position, Want(want), relay is True, tuple(map(tuple, trace)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from geopetals.swarm.push_stream import LinkRefused, PushLink
 from geopetals.swarm.ring_messages import MAX_CHUNK_BYTES, Beat, Link, Opening, Step, Want, link_report
 from geopetals.swarm.scheduler import Scheduler
 from geopetals.swarm.stage import Stage
-from geopetals.swarm.wire import BadInput, WireError, frame, is_finite, read_metadata, send, serialize
+from geopetals.swarm.wire import BadInput, WireError, close, frame, is_finite, read_metadata, send, serialize
 
 _WIDEST_BYTES = 4
 _WIDER = 2  # float32 for bfloat16
@@ -60,6 +60,7 @@ class RingSession:
         self._progress = (0, 0, 0)
         self._beat = Every(opening.heartbeat_s)
         self.is_listening = False
+        self._is_answering, self._unsent_bytes = False, 0
         self._is_closed = False
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if opening.next_hop is None:
@@ -108,7 +109,10 @@ class RingSession:
             self.fail(ConnectionResetError("the client is gone"))
         if self._link is not None:
             self._link.tick(seconds)
-        if self.is_listening and self._client_silence.lasts(seconds):
+        if self._is_answering and self._unsent_bytes != (unsent := self._writer.transport.get_write_buffer_size()):
+            self._unsent_bytes = unsent
+            self.heard_client()  # it reads
+        if (self.is_listening or self._is_answering) and self._client_silence.lasts(seconds):
             self.fail(ServerFull(f"nothing was heard of the client for {CLIENT_SILENCE_S:.0f} s: its cache is freed."))
         self._check_progress(seconds)
         if self._beat.is_due(seconds):
@@ -124,7 +128,7 @@ class RingSession:
         while not self._steps.empty():  # whoever waits for room goes on, and hears of the end at the next step
             self._steps.get_nowait()
         for writer in self._upstreams:
-            writer.close()
+            close(writer)
         if self._link is not None:
             self._link.close()
         if not self.failed.cancel() and not self.failed.cancelled():
@@ -176,7 +180,8 @@ class RingSession:
             tensors = self._outgoing(step, output, waiting.request.tensors)
             metadata = waiting.request.metadata
             if self._opening.trace:
-                times = (began_s - waiting.arrived_s, computed_s - began_s, time.perf_counter() - computed_s)
+                handled_s = time.perf_counter() - began_s - kv.compute_s
+                times = (began_s - waiting.arrived_s, kv.compute_s, handled_s)
                 metadata = Step(step.number, step.position, step.want, step.relay, (*step.trace, times)).to_bytes()
             packed_s = time.perf_counter()
             await self._hand_on(step, tensors, metadata)
@@ -235,4 +240,8 @@ class RingSession:
             await self._link.send(frame(runtime_pb2.ExpertRequest(tensors=tensors, metadata=metadata)))
         else:
             send(self._writer, frame(runtime_pb2.ExpertResponse(tensors=tensors[:1], metadata=metadata)))
-            await self._writer.drain()
+            self._is_answering = True
+            try:
+                await self._writer.drain()
+            finally:
+                self._is_answering = False

@@ -63,6 +63,7 @@ class Scheduler:
         The steps of one session must come one after another. Raises WireError and what the stage raises.
         """
         block_ops.check_room(kv, step)
+        kv.compute_s = 0.0
         if step.hidden.shape[1] == 1 and step.prompts is None:
             return await self._decode(kv, span, step)
         pieces = _pieces(step, self._stage.piece_tokens(kv, step.hidden.shape[1], PIECE_TOKENS))
@@ -79,8 +80,10 @@ class Scheduler:
         def timed() -> Tensor:
             began = time.monotonic()
             output = job()
+            took_s = time.monotonic() - began
+            kv.compute_s += took_s
             metrics.HOP_QUEUE.observe(began - arrived_at)
-            metrics.HOP_COMPUTE.observe(time.monotonic() - began)
+            metrics.HOP_COMPUTE.observe(took_s)
             return output
 
         return timed
@@ -114,13 +117,16 @@ class Scheduler:
     def _next_batch(self) -> list[Decode]:
         """The group whose first step has waited longest, after the waiting window."""
         since = time.monotonic()
+        # While others are computed for, the sessions that are away come back anyway.
+        may_wait = self._stage.batches and not self._compute.others_wait(Priority.INFERENCE)
         self._collect(0.0)
         while self._waiting:
             group = self._waiting[0].group
             batch = self._fitting([decode for decode in self._waiting if decode.group == group])
-            if self._stage.batches and sum(decode.kv.batch for decode in batch) < MOST_ROWS:
-                wait_s = self._window.wait_s(group, len(batch), since, time.monotonic())
-                if wait_s > 0 and self._collect(wait_s):
+            if may_wait and sum(decode.kv.batch for decode in batch) < MOST_ROWS:
+                wait_s = self._window.wait_s(group, [decode.kv for decode in batch], since, time.monotonic())
+                if wait_s > 0:
+                    self._collect(wait_s)
                     continue
             self._waiting = [decode for decode in self._waiting if decode not in batch]
             batch = [decode for decode in batch if not decode.answer.cancelled()]
@@ -164,13 +170,15 @@ class Scheduler:
         self.batch_sizes[len(batch)] += 1
         results = self._compute_batch(batch)
         now = time.monotonic()
+        for decode in batch:
+            decode.kv.compute_s = now - began
+        self._compute.tell_loop(lambda: _answer(batch, results))  # people wait for it, for the rest nobody does
         self._window.cost.note(len(batch), now - began)
+        self._window.answered([decode.kv for decode in batch], batch[0].group, now)
         metrics.BATCH_SIZE.observe(len(batch))
         for decode in batch:
             metrics.HOP_QUEUE.observe(began - decode.arrived_at)
             metrics.HOP_COMPUTE.observe(now - began)
-        self._window.answered([decode.kv for decode in batch], batch[0].group, now)
-        self._compute.tell_loop(lambda: _answer(batch, results))
 
     def _compute_batch(self, batch: list[Decode]) -> list[Tensor | BaseException]:
         if len(batch) > 1:

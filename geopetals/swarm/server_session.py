@@ -8,6 +8,7 @@ from typing import Any
 
 from hivemind.proto import runtime_pb2
 
+from geopetals.errors import ServerMoving
 from geopetals.swarm import block_ops
 from geopetals.swarm.kv_cache import SessionKV
 from geopetals.swarm.ring_messages import Opening
@@ -80,9 +81,12 @@ def read_session_request(
 
 
 def read_uids(text: str, *, served: range, swarm: str) -> range:
-    """The consecutive blocks that space-separated PETALS uids name, all of them served here."""
+    """The consecutive blocks that space-separated PETALS uids name, all of them served here.
+
+    Raises ServerMoving for others, as whoever asks knows where the server was before, and WireError.
+    """
     if len(text) > len(served) * (len(swarm) + 8):
-        raise WireError(f"this server serves {len(served)} blocks of {swarm}, more were asked for")
+        raise ServerMoving(f"this server serves {len(served)} blocks of {swarm}, more were asked for.")
     blocks = []
     for uid in text.split(" "):
         prefix, _, index = uid.rpartition(".")
@@ -93,7 +97,7 @@ def read_uids(text: str, *, served: range, swarm: str) -> range:
     if blocks != list(span):
         raise WireError("the blocks asked for are not consecutive")
     if span.start < served.start or span.stop > served.stop:
-        raise WireError(f"this server serves blocks {served.start}:{served.stop}, not {span.start}:{span.stop}")
+        raise ServerMoving(f"this server serves blocks {served.start}:{served.stop}, not {span.start}:{span.stop}.")
     return span
 
 

@@ -5,7 +5,8 @@ petals' metadata pins packages of 2023, its code needs little of them. Importing
 * gives `hivemind` the names that petals takes from its top and that hivemind >= 1.1.12 keeps in submodules only,
 * stands in for what petals imports and this project replaces (old model classes, tensor_parallel),
 * mends one fault of hivemind's unary calls (see `_call_unary_handler`),
-* mends one of its serializer, with which any peer could end any process (see `_limit_nesting`).
+* mends one of its serializer, with which any peer could end any process (see `_limit_nesting`),
+* keeps the program's logging as it was (see `_keep_logging`).
 
 Nothing else patches anything. What GeoPETALS uses of petals is re-exported below.
 """
@@ -13,10 +14,12 @@ Nothing else patches anything. What GeoPETALS uses of petals is re-exported belo
 import asyncio
 import importlib
 import importlib.metadata
+import logging
 import os
 import sys
 import threading
 import types
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -142,6 +145,24 @@ def _limit_nesting(serializer: Any) -> None:
     serializer._decode_ext_types = classmethod(decode)
 
 
+def _keep_logging() -> Callable[[], None]:
+    """Returns what to call after petals' imports: petals.utils.convert_block takes the root logger's handlers away, and
+    with them the formatter that keeps join tokens out of logs, and puts hivemind's in their place.
+    """
+    from hivemind.utils.logging import use_hivemind_log_handler
+
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+
+    def restore() -> None:
+        use_hivemind_log_handler("in_hivemind")
+        root.setLevel(level)
+        for handler in handlers:
+            root.addHandler(handler)
+
+    return restore
+
+
 def _activate() -> None:
     check_petals()
     os.environ.setdefault("PETALS_IGNORE_DEPENDENCY_VERSION", "1")
@@ -159,6 +180,7 @@ def _activate() -> None:
 
 
 _activate()
+_restore_logging = _keep_logging()
 
 from petals.data_structures import (  # noqa: E402
     CHAIN_DELIMITER,
@@ -171,6 +193,8 @@ from petals.data_structures import (  # noqa: E402
 from petals.server.block_selection import choose_best_blocks  # noqa: E402
 from petals.utils.misc import DUMMY, DUMMY_INT64, is_dummy  # noqa: E402
 from petals.utils.packaging import pack_args_kwargs, unpack_args_kwargs  # noqa: E402
+
+_restore_logging()
 
 __all__ = [
     "CHAIN_DELIMITER",

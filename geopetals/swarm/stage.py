@@ -16,6 +16,7 @@ from geopetals.swarm.architecture import MODEL_ERRORS, block_of, find_decoder, f
 from geopetals.swarm.batching import Batching
 from geopetals.swarm.chain_probe import find_convention, require_chain
 from geopetals.swarm.checkpoint import Checkpoint
+from geopetals.swarm.cpu_linear import use_onednn
 from geopetals.swarm.device_memory import is_out_of_memory
 from geopetals.swarm.hollow import load_hollow
 from geopetals.swarm.kv_cache import LayerShape, SessionKV
@@ -259,6 +260,7 @@ def load_stage(
         task=f"loading blocks {start}:{end}",
         quantization=quantization,
     )
+    use_onednn(model)
     _, layers = find_layers(model, checkpoint.num_blocks)
     for block in range(start, end):  # only now: parameters must be loaded under the checkpoint's names
         layers[block] = Gate(layers[block], block, flow)

@@ -1,96 +1,67 @@
 """Whether a decode batch that could start now waits a little for sessions that are about to send their next step.
 
 Two groups of sessions that take turns pay the fixed cost of a forward pass twice per token; as one batch they pay it
-once. The window is at most 20 ms, or a quarter of what the batch takes if that is longer. It is used only where the
-sessions expected within it win more by being in this batch than those that wait lose. A session that is alone, or whose
-neighbours think longer than that, never waits.
+once, but while they think the device is idle. With c(n) seconds for a batch of n sessions, m of them now and the r that
+would have to wait for its end afterwards, and t the longest that sessions of either think, a token takes
+
+    m sessions     max(c(m) + t_m, c(m) + c(r))    if there are two batches, in turns
+    r sessions     max(c(r) + t_r, c(m) + c(r))
+    all            c(m + r) + t                    if there is one
+
+The window is used where that makes more tokens per second. It is at most 20 ms, or half of what the larger batch takes
+if that is longer, and no longer than what one batch instead of two saves. A session that is alone, or whose neighbours
+think longer than a batch takes, never waits.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
+from itertools import accumulate
 from weakref import WeakKeyDictionary
 
+from geopetals.swarm.batch_cost import BatchCost
+
 LONGEST_S = 0.020
-_SHARE_OF_BATCH = 0.25
-_FIRST_GUESS_S = 0.005  # from the first to the last answer of a batch that comes back
+_SHARE_OF_BATCH = 0.5
 _MEMORY = 0.3  # weight of the newest observation
-_FORGET = 0.98  # of older batches, for their cost
-
-
-class BatchCost:
-    """Seconds of a batch of `size` sessions: a fixed part and a part for each, fitted to what was seen lately.
-
-    Before batches of different sizes were seen half of the cost is taken to be fixed.
-    """
-
-    def __init__(self) -> None:
-        self._n = self._x = self._xx = self._y = self._xy = 0.0
-
-    def note(self, size: int, seconds: float) -> None:
-        for name, value in (("_n", 1.0), ("_x", size), ("_xx", size * size), ("_y", seconds), ("_xy", size * seconds)):
-            setattr(self, name, getattr(self, name) * _FORGET + value)
-
-    def estimate(self, size: int) -> tuple[float, float]:
-        """Seconds of a batch of `size`, and of each session more. Zeros if no batch was seen yet."""
-        if self._n == 0:
-            return 0.0, 0.0
-        mean_x, mean_y = self._x / self._n, self._y / self._n
-        spread = self._xx / self._n - mean_x * mean_x
-        slope = 0.5 * mean_y / mean_x
-        if spread > 0.01 * mean_x * mean_x:
-            slope = (self._xy / self._n - mean_x * mean_y) / spread
-        slope = min(max(slope, 0.0), mean_y / mean_x)
-        return max(mean_y + slope * (size - mean_x), 0.0), slope
-
-
-class _Delay:
-    """A duration that is seen again and again: mean and mean deviation in seconds."""
-
-    def __init__(self, guess_s: float | None = None) -> None:
-        self._mean_s = guess_s
-        self._deviation_s = 0.0
-
-    def note(self, seconds: float) -> None:
-        mean_s = seconds if self._mean_s is None else self._mean_s
-        self._deviation_s += _MEMORY * (abs(seconds - mean_s) - self._deviation_s)
-        self._mean_s = mean_s + _MEMORY * (seconds - mean_s)
-
-    @property
-    def by_then_s(self) -> float | None:
-        return None if self._mean_s is None else self._mean_s + self._deviation_s
-
-
-class _Cohort:
-    """Sessions that were answered together. What delays one of them on its way delays all."""
-
-    def __init__(self, group: Hashable, answered_at: float) -> None:
-        self.group, self.answered_at = group, answered_at
-        self.first_back_at: float | None = None
+_LEAST_PATIENCE_S = 0.001
+_LATE = 4.0  # deviations after which a session is no longer waited for
+_LEAST_S = 1e-9
+_WORTH = 1.05  # what is known is not known better
 
 
 class _Pace:
-    """When a session comes back: so long after its answer, and so long after the first of its cohort."""
+    """How long a session thinks between an answer and its next step: mean and mean deviation, in seconds."""
 
     def __init__(self) -> None:
-        self.cohort: _Cohort | None = None
-        self._after_answer, self._after_first = _Delay(), _Delay(_FIRST_GUESS_S)
+        self.group: Hashable = None
+        self._answered_at: float | None = None
+        self._mean_s: float | None = None
+        self._deviation_s = 0.0
+
+    def answered(self, group: Hashable, now: float) -> None:
+        self.group, self._answered_at = group, now
 
     def came(self, now: float) -> None:
-        cohort, self.cohort = self.cohort, None
-        if cohort is None:
+        if self._answered_at is None:
             return
-        if cohort.first_back_at is None:
-            cohort.first_back_at = now
-        self._after_answer.note(now - cohort.answered_at)
-        self._after_first.note(now - cohort.first_back_at)
+        thought_s, self._answered_at = now - self._answered_at, None
+        mean_s = thought_s if self._mean_s is None else self._mean_s
+        self._deviation_s += _MEMORY * (abs(thought_s - mean_s) - self._deviation_s)
+        self._mean_s = mean_s + _MEMORY * (thought_s - mean_s)
 
-    def expected_at(self, group: Hashable) -> float | None:
-        """None if it is not away, or for other blocks, or if nothing is known of it."""
-        if self.cohort is None or self.cohort.group != group:
+    @property
+    def thinks_s(self) -> float:
+        return self._mean_s or 0.0
+
+    def expected_at(self, now: float) -> float | None:
+        """When it is back, most likely; None if it is not away, if nothing is known of it, or if it is very late."""
+        if self._answered_at is None or self._mean_s is None:
             return None
-        began, delay = self.cohort.first_back_at, self._after_first
-        if began is None:
-            began, delay = self.cohort.answered_at, self._after_answer
-        return None if delay.by_then_s is None else began + delay.by_then_s
+        patience_s = max(_LATE * self._deviation_s, _LEAST_PATIENCE_S)
+        latest = self._answered_at + self._mean_s + patience_s
+        if now >= latest:
+            return None
+        at = self._answered_at + self._mean_s + self._deviation_s
+        return at if at > now else latest
 
 
 class WaitingWindow:
@@ -101,35 +72,62 @@ class WaitingWindow:
         self._paces: WeakKeyDictionary[object, _Pace] = WeakKeyDictionary()
 
     def arrived(self, session: object, now: float) -> None:
-        """Steps must be told in the order of their arrival."""
         pace = self._paces.get(session)
         if pace is not None:
             pace.came(now)
 
     def answered(self, sessions: Iterable[object], group: Hashable, now: float) -> None:
         """These sessions were one batch."""
-        cohort = _Cohort(group, now)
         for session in sessions:
-            self._paces.setdefault(session, _Pace()).cohort = cohort
+            self._paces.setdefault(session, _Pace()).answered(group, now)
 
-    def wait_s(self, group: Hashable, waiting: int, since: float, now: float) -> float:
-        """How long `waiting` sessions of a group, the first of which could have begun at `since`, should wait."""
-        latest = since + max(LONGEST_S, _SHARE_OF_BATCH * self.cost.estimate(waiting)[0])
-        moments = (pace.expected_at(group) for pace in self._paces.values())
-        return worth_waiting_s(
-            self.cost, waiting, (at - now for at in moments if at is not None and now < at <= latest)
-        )
+    def wait_s(self, group: Hashable, waiting: Sequence[object], since: float, now: float) -> float:
+        """How long these sessions of a group, the first of which could have begun at `since`, should wait yet."""
+        batch_s = self.cost.seconds(len(waiting))
+        away = [
+            (at - now, pace.thinks_s)
+            for pace in self._paces.values()
+            if pace.group == group and (at := pace.expected_at(now)) is not None and at < now + batch_s
+        ]
+        if not away:
+            return 0.0
+        thinking = max((pace.thinks_s for session in waiting if (pace := self._paces.get(session))), default=0.0)
+        return worth_waiting_s(self.cost, len(waiting), thinking, away, waited_s=now - since)
 
 
-def worth_waiting_s(cost: BatchCost, waiting: int, expected: Iterable[float]) -> float:
-    """The wait, in seconds, that saves the most time summed over sessions; 0 if none saves any.
+def worth_waiting_s(
+    cost: BatchCost,
+    waiting: int,
+    thinks_s: float,
+    away: Iterable[tuple[float, float]],
+    *,
+    waited_s: float = 0.0,
+) -> float:
+    """The wait, in seconds, that makes the most tokens per second; 0 if none makes more, or not within the window.
 
-    Those `expected` in so many seconds would have to wait for the end of this batch, which takes longer with them.
+    Those `away` are back in so many seconds, the first of the pair, and think so long, the second.
     """
-    batch_s, each_s = cost.estimate(waiting)
-    best_gain, best_s = 0.0, 0.0
-    for number, moment in enumerate(sorted(expected), start=1):
-        gain = number * (batch_s - moment) - waiting * (moment + number * each_s)
-        if gain > best_gain:
-            best_gain, best_s = gain, moment
+    coming = sorted(away)
+    # The longest that those from the n-th on think.
+    later_think_s = [*accumulate((thought_s for _, thought_s in reversed(coming)), max)][::-1]
+    later_think_s.append(0.0)
+    best_s, best_rate = 0.0, _WORTH * _rate(cost, waiting, thinks_s, len(coming), later_think_s[0])
+    for number, (moment, thought_s) in enumerate(coming, start=1):
+        thinks_s = max(thinks_s, thought_s)
+        size = waiting + number
+        saves_s = cost.seconds(waiting) + cost.seconds(number) - cost.seconds(size)
+        if waited_s + moment > min(saves_s, max(LONGEST_S, _SHARE_OF_BATCH * cost.seconds(size))):
+            continue
+        rate = _rate(cost, size, thinks_s, len(coming) - number, later_think_s[number])
+        if rate > best_rate:
+            best_s, best_rate = moment, rate
     return best_s
+
+
+def _rate(cost: BatchCost, size: int, thinks_s: float, others: int, others_think_s: float) -> float:
+    """Tokens per second if so many sessions are one batch, and the `others` one between such batches."""
+    batch_s, others_s = cost.seconds(size), cost.seconds(others)
+    if not others:
+        return size / max(batch_s + thinks_s, _LEAST_S)
+    turn_s = max(batch_s + others_s, _LEAST_S)
+    return size / max(turn_s, batch_s + thinks_s) + others / max(turn_s, others_s + others_think_s)

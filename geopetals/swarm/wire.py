@@ -6,10 +6,9 @@ read in that form or as the float32 that hivemind sends by default.
 """
 
 import asyncio
-import contextlib
 import math
 import re
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from google.protobuf.message import DecodeError, Message
@@ -17,7 +16,16 @@ from hivemind.proto import runtime_pb2
 from hivemind.proto.p2pd_pb2 import RPCError
 from hivemind.utils.serializer import MSGPackSerializer
 
-from geopetals.errors import GeoPetalsError, InputRefused, ServerBroken, ServerFull, ServerGone, ServerRefused
+from geopetals.errors import (
+    GeoPetalsError,
+    InputRefused,
+    NotAdmitted,
+    ServerBroken,
+    ServerFull,
+    ServerGone,
+    ServerMoving,
+    ServerRefused,
+)
 from geopetals.swarm.message_checks import parse
 
 HANDLER = "TransformerConnectionHandler"
@@ -27,16 +35,24 @@ MAX_BATCH = 1024
 MAX_METADATA_BYTES = 2**16
 LARGE_FRAME_BYTES = 2**22
 
+_CLOSE_GRACE_S = 20.0
 _MAX_TEXT = 500
 _MAX_DIMENSIONS, _MAX_LENGTH = 8, 2**27
 _MESSAGE, _ERROR = b"\x00", b"\x01"
 _HEADER_BYTES = 9
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int64": torch.int64}
 _NONE, _FLOAT16 = runtime_pb2.CompressionType.NONE, runtime_pb2.CompressionType.FLOAT16
-_BROKEN_MARK, _INPUT_MARK = "ServerBroken: ", "BadInput: "
+_BROKEN_MARK, _INPUT_MARK, _MOVING_MARK = "ServerBroken: ", "BadInput: ", "ServerMoving: "
+_NOT_ADMITTED_MARK = re.compile(r"NotAdmitted\((\w{1,20})\): ")
 _FULL_MARK = re.compile(r"ServerFull(?:\((\d{1,9}\.\d)\))?: ")
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
+
+
+class ByteReader(Protocol):
+    """An asyncio.StreamReader, or what reads from one."""
+
+    async def readexactly(self, n: int, /) -> bytes: ...
 
 
 class WireError(ValueError):
@@ -60,6 +76,10 @@ def error_frame(error: BaseException) -> bytes:
 
 
 def _mark(error: BaseException) -> str:
+    if isinstance(error, NotAdmitted):
+        return f"NotAdmitted({error.reason}): "
+    if isinstance(error, ServerMoving):
+        return _MOVING_MARK
     if isinstance(error, ServerFull):
         return "ServerFull: " if error.free_in_s is None else f"ServerFull({min(error.free_in_s, 1e8):.1f}): "
     marks = ((ServerBroken, _BROKEN_MARK), (BadInput, _INPUT_MARK))
@@ -83,6 +103,13 @@ async def drain(writer: asyncio.StreamWriter, *, timeout_s: float) -> None:
         raise ConnectionResetError(f"the peer read nothing for {timeout_s:.0f} s") from None
 
 
+def close(writer: asyncio.StreamWriter) -> None:
+    """End a stream, in some seconds at the latest: a peer that does not read the rest would keep it open for ever."""
+    writer.close()
+    if writer.transport.get_write_buffer_size() > 0:
+        asyncio.get_running_loop().call_later(_CLOSE_GRACE_S, writer.transport.abort)
+
+
 def send_error(writer: asyncio.StreamWriter, error: BaseException) -> None:
     """The last word, if somebody is still there."""
     if not writer.is_closing():
@@ -100,11 +127,18 @@ def error_from_text(text: str, peer: str) -> GeoPetalsError:
     full = _FULL_MARK.match(text)
     if full is not None:
         return ServerFull(text[full.end() :], free_in_s=None if full[1] is None else float(full[1]))
+    refusal = _NOT_ADMITTED_MARK.match(text)
+    if refusal is not None:
+        return NotAdmitted(f"server {short_peer(peer)}: {text[refusal.end() :]}", reason=refusal[1])
     if text.startswith(_BROKEN_MARK):
         return ServerBroken(text.removeprefix(_BROKEN_MARK))
     if text.startswith(_INPUT_MARK):
         return InputRefused(text.removeprefix(_INPUT_MARK))
-    if text.startswith("ServerFull("):  # as hivemind's unary calls tell exceptions
+    if text.startswith(_MOVING_MARK):
+        return ServerMoving(text.removeprefix(_MOVING_MARK))
+    if text.startswith("ServerMoving("):  # as hivemind's unary calls tell exceptions
+        return ServerMoving(f"server {short_peer(peer)} gives up its blocks: {text}")
+    if text.startswith("ServerFull("):
         return ServerFull(f"server {short_peer(peer)} takes no more: {text}")
     if "AllocationFailed" in text or "Could not allocate" in text:
         return ServerFull(f"server {short_peer(peer)} has no free attention cache: {text}")
@@ -112,7 +146,7 @@ def error_from_text(text: str, peer: str) -> GeoPetalsError:
 
 
 async def read_message(
-    reader: asyncio.StreamReader, kind: type[AnyMessage], *, peer: str, large: asyncio.Lock | None = None
+    reader: ByteReader, kind: type[AnyMessage], *, peer: str, large: asyncio.Lock | None = None
 ) -> AnyMessage | None:
     """The next message; None for hivemind's end-of-stream mark. `large` is held while a large one is read.
 
@@ -123,9 +157,10 @@ async def read_message(
     size = int.from_bytes(header[1:], "big")
     if size > MAX_FRAME_BYTES:
         raise WireError(f"a message of {size} bytes is over the limit of {MAX_FRAME_BYTES}")
-    async with contextlib.AsyncExitStack() as held:
-        if large is not None and size > LARGE_FRAME_BYTES:
-            await held.enter_async_context(large)
+    if large is not None and size > LARGE_FRAME_BYTES:
+        async with large:
+            body = await reader.readexactly(size)
+    else:
         body = await reader.readexactly(size)
     try:
         if header[:1] == _MESSAGE:
@@ -162,38 +197,35 @@ def write_metadata(metadata: dict[str, Any]) -> bytes:
 
 def serialize(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> runtime_pb2.Tensor:
     """A CPU or device tensor as hivemind's NONE compression writes it."""
-    tensor = tensor.detach().to(device="cpu", dtype=dtype)
-    name = str(tensor.dtype).removeprefix("torch.")
-    raw = tensor.contiguous()
+    raw = tensor.detach().to(device="cpu", dtype=dtype).contiguous()
     buffer = (raw.view(torch.int16) if raw.dtype == torch.bfloat16 else raw).numpy().tobytes()
-    return runtime_pb2.Tensor(compression=_NONE, buffer=buffer, size=list(tensor.shape), dtype=name)
+    name = str(raw.dtype).removeprefix("torch.")
+    return runtime_pb2.Tensor(compression=_NONE, buffer=buffer, size=raw.shape, dtype=name)
 
 
 def deserialize(message: runtime_pb2.Tensor) -> torch.Tensor:
     """A tensor from a peer; its kind, shape and length are checked before anything is allocated for it."""
-    dtype = _DTYPES.get(message.dtype)
-    if dtype is None or message.compression not in (_NONE, _FLOAT16):
-        raise WireError(
-            f"tensors of kind {message.dtype[:20]!r} with compression {message.compression} are not accepted"
-        )
-    if len(message.size) > _MAX_DIMENSIONS or not all(0 <= length <= _MAX_LENGTH for length in message.size):
+    dtype, compression = _DTYPES.get(message.dtype), message.compression
+    if dtype is None or compression not in (_NONE, _FLOAT16):
+        raise WireError(f"tensors of kind {message.dtype[:20]!r} with compression {compression} are not accepted")
+    shape, data = tuple(message.size), message.buffer  # each look at a protobuf's field copies it
+    if len(shape) > _MAX_DIMENSIONS or (shape and not 0 <= min(shape) <= max(shape) <= _MAX_LENGTH):
         raise WireError(f"tensors have at most {_MAX_DIMENSIONS} dimensions of at most {_MAX_LENGTH}")
-    shape = tuple(message.size)
     count = math.prod(shape)
-    stored = _stored_dtype(message, dtype, count)
-    if count * stored.itemsize != len(message.buffer):
-        raise WireError(f"a tensor of shape {shape} does not fit its {len(message.buffer)} bytes")
+    stored = _stored_dtype(compression, dtype, count, len(data))
+    if count * stored.itemsize != len(data):
+        raise WireError(f"a tensor of shape {shape} does not fit its {len(data)} bytes")
     if count == 0:
         return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(bytearray(message.buffer), dtype=stored).reshape(shape).to(dtype)
+    return torch.frombuffer(bytearray(data), dtype=stored).reshape(shape).to(dtype)
 
 
-def _stored_dtype(message: runtime_pb2.Tensor, dtype: torch.dtype, count: int) -> torch.dtype:
-    if message.compression == _FLOAT16:
+def _stored_dtype(compression: int, dtype: torch.dtype, count: int, size: int) -> torch.dtype:
+    if compression == _FLOAT16:
         return torch.float16
     if dtype != torch.bfloat16:
         return dtype
-    return torch.bfloat16 if len(message.buffer) == 2 * count else torch.float32
+    return torch.bfloat16 if size == 2 * count else torch.float32
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

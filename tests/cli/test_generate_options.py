@@ -8,6 +8,7 @@ import pytest
 from geopetals import cli
 from geopetals.cli import chat, demo, generate, serve, up
 from geopetals.errors import UnsupportedInput
+from geopetals.swarm.entering import default_host
 
 WHERE = ["--join", "gp1x"]
 
@@ -106,8 +107,10 @@ def test_serving_needs_a_model_or_a_token(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_server_listens_to_this_machine_only_unless_told() -> None:
+    """The coordinator of a token may be elsewhere: then the default is another one."""
     args = parse(serve, "tiny")
-    assert (args.host, args.port, args.public_ip, args.blocks) == ("127.0.0.1", 0, None, None)
+    assert (args.host, args.port, args.public_ip, args.blocks) == (None, 0, None, None)
+    assert default_host(None) == "127.0.0.1"
 
 
 def test_a_servers_options_are_read() -> None:

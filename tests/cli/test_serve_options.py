@@ -11,7 +11,7 @@ PEER = "/ip4/127.0.0.1/tcp/31330/p2p/12D3KooWAkxmPQg8FgoTvy7Wi2hWbjBJYuFBQ1q2JX7
     ("theirs", "ours"),
     [
         (["--block_indices", "2:5"], ["--blocks", "2:5"]),
-        (["--num_blocks", "3"], ["--num-blocks", "3"]),
+        (["--num_blocks", "3"], ["--max-blocks", "3"]),
         (["--initial_peers", PEER, PEER], ["--initial-peers", PEER, PEER]),
         (["--new_swarm"], ["--new-swarm"]),
         (["--public_name", "Ada"], ["--name", "Ada"]),

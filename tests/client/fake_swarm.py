@@ -43,6 +43,8 @@ class World:
     dead: set[str] = field(default_factory=set)
     opened: Counter[str] = field(default_factory=Counter)
     held: Counter[str] = field(default_factory=Counter)
+    openings: list[tuple[Hop, Opening]] = field(default_factory=list)
+    shown: list[bytes] = field(default_factory=list)
     full_opens: int = 0
     steps: int = 0
     before_step: Hook | None = None
@@ -84,6 +86,7 @@ class FakeHop(HopSession):
         cls, world: World, hop: Hop, swarm: str, opening: Opening, *, batch: int, max_length: int, **_: Any
     ) -> "FakeHop":
         world.opened[hop.peer_id] += 1
+        world.openings.append((hop, opening))
         if world.before_open is not None:
             await world.before_open(hop)
         if hop.peer_id in world.dead:
@@ -98,6 +101,9 @@ class FakeHop(HopSession):
 
     def post(self, step: Step, hidden: Tensor, hypo_ids: Tensor | None, prompts: Tensor | None) -> None:
         self._steps.put_nowait((step, hidden, hypo_ids, prompts))
+
+    def show(self, credential: bytes) -> None:
+        self.world.shown.append(credential)
 
     async def drain(self) -> None:
         return None
@@ -119,6 +125,7 @@ class FakeHop(HopSession):
         return self.compute(hidden, hypo_ids, prompts)
 
     def compute(self, hidden: Tensor, hypo_ids: Tensor | None, prompts: Tensor | None = None) -> Tensor:
+        self.kv.grow(max(self.kv.max_length, self.kv.length + hidden.shape[1]))
         step = StepInput(hidden=hidden, prompts=prompts, hypo_ids=hypo_ids)
         return block_ops.infer(self.world.stage_of(self.hop), self.span, self.kv, step)
 

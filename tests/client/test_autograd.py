@@ -54,7 +54,8 @@ class FakeSwarm(SwarmClient):
             ServerRecord(peer_id=name, start=start, end=end, state=ServerState.ONLINE, throughput=1.0)
             for name, (start, end) in servers.items()
         ]
-        self._rtt_s = {name: 0.1 * (number + 1) for number, name in enumerate(servers)}
+        for number, name in enumerate(servers):
+            self._distances.add(name, 0.1 * (number + 1))
 
     async def refresh_async(self) -> None:
         self._refreshed_at = time.monotonic()
@@ -298,8 +299,7 @@ def test_gradients_have_the_shapes_of_what_was_sent(
         hidden,
         hidden,
         prompts,
-        connect_timeout_s=1,
-        request_timeout_s=1,
+        pass_calls.PassOptions(connect_timeout_s=1, request_timeout_s=1),
     )
     if not is_answer:
         with pytest.raises(ServerGone, match="other shapes"):

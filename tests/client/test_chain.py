@@ -45,11 +45,13 @@ class Swarm:
     def __init__(self) -> None:
         self.config, self.hidden_size = SimpleNamespace(request_timeout=TIMEOUT_S), HIDDEN
         self.avoided: list[str] = []
+        self.bad_links: list[tuple[str, ...]] = []
 
     def avoid(self, peer_id: str, _: SwarmFailure) -> None:
         self.avoided.append(peer_id)
 
-    def avoid_link(self, *_: str) -> None: ...
+    def avoid_link(self, *pair: str) -> None:
+        self.bad_links.append(pair)
 
     def watch(self, _: Chain) -> None: ...
 
@@ -116,6 +118,47 @@ def test_progress_gains_time(loop: asyncio.Runner) -> None:
     assert loop.run(run()) >= 4 + TIMEOUT_S
 
 
+@pytest.mark.parametrize(
+    ("beats", "answers", "avoided", "bad_links"),
+    [
+        ([], False, ["server0"], []),
+        ([Beat(1, 1, 1)], False, [], [("server0", "server1")]),
+        ([Beat(10**9, 10**9, 10**9)], False, [], [("server0", "server1")]),
+        ([Beat(1, 1, 1), Beat(1, 0, 0)], False, ["server1"], []),
+        ([Beat(1, 1, 1), Beat(1, 1, 1)], False, ["server1"], []),
+        ([Beat(1, 1, 1), Beat(1, 1, 1)], True, ["server2"], []),
+        ([Beat(1, 1, 1), Beat(1, 1, 1), Beat(1, 1, 1)], True, ["server2"], []),
+    ],
+    ids=[
+        "never computed",
+        "pushed, and never received",
+        "says more than can be",
+        "received, and never answered",
+        "says that it answered",
+        "the last is slow",
+        "the last says that it answered",
+    ],
+)
+def test_who_is_to_blame_when_nothing_comes(
+    loop: asyncio.Runner, beats: list[Beat], answers: bool, avoided: list[str], bad_links: list[tuple[str, str]]
+) -> None:
+    async def run() -> Rig:
+        rig = Rig()
+
+        def say(second: int) -> None:
+            for hop, beat in zip(rig.hops, beats, strict=False):
+                hop.beat = beat
+            if second == 0 and answers:
+                rig.chain.on_output(rig.hops[1], Step(0, 0, Want.ALL), torch.zeros(1, 1, HIDDEN))
+
+        await rig.ticks_until_failure(say)
+        return rig
+
+    rig = loop.run(run())
+    assert rig.swarm.avoided == avoided
+    assert rig.swarm.bad_links == bad_links
+
+
 @pytest.mark.parametrize("number", [0, 7], ids=["again and again", "not asked for"])
 def test_outputs_that_nobody_waits_for_gain_no_time(loop: asyncio.Runner, number: int) -> None:
     async def run() -> tuple[int, list[int]]:
@@ -168,7 +211,11 @@ def test_parts_of_a_large_message_are_signs_of_life(loop: asyncio.Runner) -> Non
 
     async def run() -> None:
         reader: Any = asyncio.StreamReader()
-        writer: Any = SimpleNamespace(is_closing=lambda: True, close=lambda: None)
+        writer: Any = SimpleNamespace(
+            is_closing=lambda: True,
+            close=lambda: None,
+            transport=SimpleNamespace(get_write_buffer_size=lambda: 0),
+        )
         dialect: Any = RingDialect()
         hop = HopSession(Hop(peer_id="server", start=0, end=1), reader, writer, dialect)
         hop.has_heartbeats = True

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
+from geopetals.client.avoidance import Avoidance
 from geopetals.client.hop import HopSession
 from geopetals.client.model import DistributedModel
 from geopetals.errors import NoChain, ServerBroken
@@ -393,7 +394,7 @@ def test_blocks_that_nobody_has_any_more_are_waited_for(
 
         def restart() -> None:
             net.down.clear()
-            swarm_of(model)._avoided.clear()
+            swarm_of(model)._avoided = Avoidance(ban_s=15.0)
 
         def act() -> None:
             kill(model, net, "b")()

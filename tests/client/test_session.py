@@ -12,10 +12,23 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from geopetals.client.chain import Chain
+from geopetals.client.lease import Lease, Waiting
 from geopetals.client.model import DistributedModel
 from geopetals.client.routing import Hop
 from geopetals.client.session import InferenceSession
-from geopetals.errors import NoChain, ServerFull, ServerGone, ServerRefused, SwarmFailure, UnsupportedInput
+from geopetals.coordinator.messages import ChainHop, Close, Open
+from geopetals.errors import (
+    Busy,
+    ControlLost,
+    NoChain,
+    ServerFull,
+    ServerGone,
+    ServerMoving,
+    ServerRefused,
+    SwarmFailure,
+    UnsupportedInput,
+)
 from geopetals.swarm import ring_messages
 from geopetals.swarm.stage import Stage
 from tests.client.fake_swarm import FakeHop, World, connect, forever, load_stages
@@ -370,3 +383,203 @@ def test_a_forgotten_session_is_dropped_by_the_garbage_collector(model: Distribu
     del session
     gc.collect()
     wait_until_free(model, world)
+
+
+# With a coordinator
+
+
+class Coordinated:
+    """Stands for the coordinator: admits sessions to a chain, whether it is the cheapest or not."""
+
+    standby = b"standby"
+
+    def __init__(self, *chain: tuple[str, int, int]) -> None:
+        self.chain = tuple(ChainHop(*hop) for hop in chain)
+        self.asked: list[Open] = []
+        self.ended: list[Close] = []
+        self.extended: list[int] = []
+        self.error: SwarmFailure | None = None
+
+    async def admit(self, lease: Lease, asked: Open) -> tuple[bytes, tuple[ChainHop, ...]]:
+        self.asked.append(asked)
+        if self.error is not None:
+            raise self.error
+        return b"ticket", self.chain
+
+    async def extend(self, session_id: str, max_length: int) -> bytes:
+        self.extended.append(max_length)
+        return f"ticket for {max_length}".encode()
+
+    def end(self, close: Close) -> None:
+        self.ended.append(close)
+
+    async def close(self) -> None:
+        return None
+
+
+@pytest.fixture
+def coordinator(model: DistributedModel) -> Coordinated:
+    found = Coordinated(("server2", 0, 4), ("server3", 4, 6))
+    model.swarm.coordination = found  # type: ignore[assignment]
+    return found
+
+
+def test_the_advised_chain_is_taken_and_the_ticket_shown(
+    model: DistributedModel, world: World, coordinator: Coordinated
+) -> None:
+    tokens = model.generate(prompt(), max_new_tokens=4, do_sample=False)
+    assert tokens.shape == (1, 9)
+    assert [(hop.peer_id, hop.start, hop.end) for hop, _ in world.openings] == [tuple(hop) for hop in coordinator.chain]
+    assert {(opening.credential, opening.recovery) for _, opening in world.openings} == {(b"ticket", False)}
+    (asked,) = coordinator.asked
+    assert (asked.batch, asked.max_length, asked.prompt_tokens, asked.output_tokens) == (1, 9, 5, 4)
+    wait_until_free(model, world)
+    (closed,) = coordinator.ended
+    assert (closed.session_id, closed.measured.tokens, closed.measured.failovers) == (asked.session_id, 4, 0)
+
+
+@pytest.mark.parametrize(
+    "chain", [(("server0", 0, 3),), (("server0", 0, 3), ("server1", 2, 6)), (("server0", 0, 10**9),), ()]
+)
+def test_advice_that_is_no_chain_is_not_taken(
+    model: DistributedModel, world: World, coordinator: Coordinated, chain: tuple[tuple[str, int, int], ...]
+) -> None:
+    coordinator.chain = tuple(ChainHop(*hop) for hop in chain)
+    with model.inference_session(max_length=4) as session:
+        session.step(randn(1, 2))
+        assert [(hop.start, hop.end) for hop in session.route] == [(0, 3), (3, 6)]
+
+
+def test_a_server_that_the_client_blocks_is_not_advised_to_it(
+    monkeypatch: pytest.MonkeyPatch, directory: Path, world: World
+) -> None:
+    model = connect(monkeypatch, directory, world, blocked_servers=("server2",))
+    model.swarm.coordination = Coordinated(("server2", 0, 4), ("server3", 4, 6))  # type: ignore[assignment]
+    with model.inference_session(max_length=4) as session:
+        session.step(randn(1, 2))
+        assert "server2" not in {hop.peer_id for hop in session.route}
+    model.close()
+
+
+def test_recovery_goes_elsewhere_with_the_same_ticket(
+    model: DistributedModel, stages: list[Stage], world: World, coordinator: Coordinated
+) -> None:
+    world.before_step = DieAt(2)
+    hidden = randn(1, 4)
+    with model.inference_session(max_length=4) as session:
+        outputs = [session.step(piece) for piece in hidden.split(2, dim=1)]
+        assert close_to(torch.cat(outputs, dim=1), all_blocks(stages, hidden))
+    assert len(world.dead) == len(coordinator.asked) == 1
+    assert [opening.recovery for _, opening in world.openings] == [False, False, True, True]
+    assert {opening.credential for _, opening in world.openings} == {b"ticket"}
+    assert coordinator.ended[0].measured.failovers == 1
+
+
+def test_a_server_that_moves_is_left_without_waiting(
+    model: DistributedModel, stages: list[Stage], world: World, coordinator: Coordinated
+) -> None:
+    async def move(hop: FakeHop, number: int) -> None:
+        if number == 2:
+            world.dead.add(hop.hop.peer_id)
+            model.swarm.avoided.add(hop.hop.peer_id)  # type: ignore[attr-defined]
+            raise ServerMoving("the server gives up its blocks.")
+
+    world.before_step = move
+    hidden = randn(1, 4)
+    with model.inference_session(max_length=4) as session:
+        outputs = [session.step(piece) for piece in hidden.split(2, dim=1)]
+    assert close_to(torch.cat(outputs, dim=1), all_blocks(stages, hidden))
+
+
+def test_a_session_that_outgrows_its_ticket_shows_another(
+    model: DistributedModel,
+    stages: list[Stage],
+    world: World,
+    coordinator: Coordinated,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Chain, "can_grow", True)
+    hidden = randn(1, 5)
+    with model.inference_session(max_length=2) as session:
+        first = session.step(hidden[:, :2])
+        assert not world.shown
+        rest = [session.step(hidden[:, 2:4]), session.step(hidden[:, 4:])]
+    assert close_to(torch.cat([first, *rest], dim=1), all_blocks(stages, hidden))
+    assert coordinator.extended == [4 + 256]
+    assert world.shown == [b"ticket for 260"] * 2
+
+
+def test_a_session_that_was_given_up_asks_again_when_it_needs_a_chain(
+    model: DistributedModel, stages: list[Stage], world: World, coordinator: Coordinated
+) -> None:
+    hidden = randn(1, 6)
+    with model.inference_session(max_length=6) as session:
+        outputs = [session.step(hidden[:, :2])]
+        session._lease.lose()
+        outputs.append(session.step(hidden[:, 2:4]))
+        assert len(coordinator.asked) == 1
+        world.before_step = DieAt(world.steps)
+        coordinator.chain = (ChainHop("server4", 0, 6),)
+        outputs.append(session.step(hidden[:, 4:]))
+        assert [hop.peer_id for hop in session.route] == ["server4"]
+        assert len({asked.session_id for asked in coordinator.asked}) == 2
+    assert close_to(torch.cat(outputs, dim=1), all_blocks(stages, hidden))
+
+
+def test_a_session_that_waits_for_cache_in_its_midst_says_so(
+    monkeypatch: pytest.MonkeyPatch, directory: Path, stages: list[Stage], world: World
+) -> None:
+    seen: list[Waiting] = []
+    model = connect(monkeypatch, directory, world, on_wait=seen.append, full_timeout=5.0, recovery_timeout=5.0)
+    hidden = randn(1, 4)
+    with model.inference_session(max_length=4) as session:
+        outputs = [session.step(hidden[:, :2])]
+        world.before_step, world.full_opens = DieAt(world.steps), 3
+        outputs.append(session.step(hidden[:, 2:]))
+        assert session.waiting is None
+    model.close()
+    assert close_to(torch.cat(outputs, dim=1), all_blocks(stages, hidden))
+    assert {str(waiting) for waiting in seen} == {"waiting for attention cache"}
+
+
+def test_without_a_coordinator_the_way_is_found_alone(
+    model: DistributedModel, world: World, coordinator: Coordinated
+) -> None:
+    coordinator.error = ControlLost("nobody is there.")
+    with model.inference_session(max_length=4) as session:
+        session.step(randn(1, 2))
+    assert [hop.peer_id for hop, _ in world.openings] == ["server0", "server1"]
+    assert {(opening.credential, opening.recovery) for _, opening in world.openings} == {(b"standby", False)}
+    assert coordinator.ended == []
+
+
+def test_busy_is_told_at_once_and_may_be_tried_again(
+    model: DistributedModel, world: World, coordinator: Coordinated
+) -> None:
+    coordinator.error = Busy("the queue is full.", retry_after_s=3.0)
+    with model.inference_session(max_length=4) as session:
+        with pytest.raises(Busy) as caught:
+            session.step(randn(1, 2))
+        assert caught.value.retry_after_s == 3.0
+        assert not world.openings
+        coordinator.error = None
+        session.step(randn(1, 2))
+    assert len({asked.session_id for asked in coordinator.asked}) == 2
+
+
+def test_padded_prompts_share_one_place(model: DistributedModel, world: World, coordinator: Coordinated) -> None:
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    model.generate(prompt(3), attention_mask=mask, max_new_tokens=3, do_sample=False)
+    (asked,) = coordinator.asked
+    assert (asked.batch, asked.max_length) == (3, 8)
+    assert len(world.openings) == 4
+    wait_until_free(model, world)
+    assert len(coordinator.ended) == 1
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}])
+def test_all_rows_of_a_prompt_are_asked_for(
+    model: DistributedModel, coordinator: Coordinated, options: dict[str, Any]
+) -> None:
+    model.generate(prompt(), max_new_tokens=3, **options)
+    assert coordinator.asked[0].batch == options.get("num_beams", 2)

@@ -40,7 +40,7 @@ class StockProcess:
 
     def __init__(
         self,
-        script: str,
+        script: str | Path,
         arguments: Sequence[str],
         folder: Path,
         sockets: Path,
@@ -76,7 +76,7 @@ class StockProcess:
 
 
 class StockServer(StockProcess):
-    """`petals.cli.run_server` for blocks [start, end). Returns at once: see `wait_address()`."""
+    """`petals.cli.run_server` for blocks [start, end), started by `script`. Returns at once: see `wait_address()`."""
 
     def __init__(
         self,
@@ -88,6 +88,7 @@ class StockServer(StockProcess):
         folder: Path,
         sockets: Path,
         cache_tokens: int = STOCK_CACHE_TOKENS,
+        script: str | Path = "serve.py",
         **process: Any,
     ) -> None:
         join = ["--initial_peers", *peers] if peers else ["--new_swarm"]
@@ -103,7 +104,7 @@ class StockServer(StockProcess):
         }
         flags = [word for option in options.items() for word in option]
         arguments = [str(model), *flags, "--no_auto_relay", *join]
-        super().__init__("serve.py", arguments, folder, sockets, piped=False, **process)
+        super().__init__(script, arguments, folder, sockets, piped=False, **process)
 
     def wait_address(self) -> str:
         """Its libp2p address; known before it has loaded its blocks."""

@@ -25,14 +25,17 @@ _NOT_OURS = ("pymp-", "torchinductor_")
 Found = TypeVar("Found")
 
 
-def wait_for(condition: Callable[[], Found], *, timeout_s: float, what: str) -> Found:
-    """The first true value of `condition`; fails when there is none within the deadline."""
+def wait_for(condition: Callable[[], Found], *, timeout_s: float, what: str | Callable[[], str]) -> Found:
+    """The first true value of `condition`; fails when there is none within the deadline. `what` may tell what there
+    is instead.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
         value = condition()
         if value:
             return value
-        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {what}"
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"not within {timeout_s:.0f} s: {what if isinstance(what, str) else what()}")
         time.sleep(_POLL_S)
 
 

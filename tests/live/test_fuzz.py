@@ -27,7 +27,7 @@ from geopetals.swarm.network import Network, NetworkConfig
 from geopetals.swarm.wire import HANDLER, WireError, read_message
 from tests.live.commands import is_alive, wait_for
 from tests.live.conftest import Connect
-from tests.live.free_cache import free_cache
+from tests.live.free_cache import wait_all_free
 from tests.live.hostile import Conversation, Hostile, ends
 from tests.models import VOCABULARY
 
@@ -160,6 +160,16 @@ def footprint(servers: list[LocalServer]) -> list[tuple[int, int, int]]:
     return found
 
 
+def wait_no_more(servers: list[LocalServer], before: list[tuple[int, int, int]], *, timeout_s: float) -> None:
+    """Until no server has more of anything than `before`."""
+
+    def no_more() -> bool:
+        pairs = zip(footprint(servers), before, strict=True)
+        return all(now <= was for each in pairs for now, was in zip(*each, strict=True))
+
+    wait_for(no_more, timeout_s=timeout_s, what=lambda: f"{before} at most, there is {footprint(servers)}")
+
+
 def memory(servers: list[LocalServer]) -> list[int]:
     return [psutil.Process(server.pid).memory_info().rss for server in servers]
 
@@ -189,7 +199,8 @@ def test_nobody_notices_hostile_peers(
 
     monkeypatch.setattr(HopSession, "open", note_name)
     model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=2)
-    free, before, memory_before, failed = free_cache(model, servers), footprint(servers), memory(servers), failovers()
+    wait_all_free(model, servers, timeout_s=30)
+    before, memory_before, failed = footprint(servers), memory(servers), failovers()
     good, attack = GoodSession(model, local), Attack(swarm.token, servers, names)
     try:
         asyncio.run(attack.run())
@@ -204,7 +215,7 @@ def test_nobody_notices_hostile_peers(
     assert all(is_alive(pid) for server in servers for pid in (server.pid, server.p2pd_pid))
     assert not [text for text in attack.told if "internal error" in text or "dial" in text]
     assert "Traceback" not in complaints.read_text(), complaints.read_text()[-5000:]
-    wait_for(lambda: free_cache(model, servers) == free, timeout_s=30, what="the cache of hostile sessions")
-    wait_for(lambda: footprint(servers) == before, timeout_s=30, what=f"{before}, there is {footprint(servers)}")
+    wait_all_free(model, servers, timeout_s=30)
+    wait_no_more(servers, before, timeout_s=30)
     growth = [after - was for after, was in zip(memory(servers), memory_before, strict=True)]
     assert max(growth) < GROWTH_BYTES, growth

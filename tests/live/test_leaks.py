@@ -18,7 +18,8 @@ from geopetals.client.session import InferenceSession
 from geopetals.swarm.local import LocalServer, LocalSwarm
 from tests.live.commands import wait_for
 from tests.live.conftest import Connect
-from tests.live.test_fuzz import footprint, free_cache, memory
+from tests.live.free_cache import wait_all_free
+from tests.live.test_fuzz import footprint, memory, wait_no_more
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
 
@@ -49,7 +50,7 @@ def swarm(llama: Path) -> Iterator[LocalSwarm]:
 async def finish(session: InferenceSession) -> None:
     await session.step_async(torch.zeros(1, 3, HIDDEN), None)
     await session.step_async(torch.zeros(1, 1, HIDDEN), None, last_only=True)
-    await session._close_chain()
+    await session._end()
 
 
 async def cancel(session: InferenceSession, after_s: float) -> None:
@@ -130,16 +131,21 @@ def test_sessions_leave_nothing_behind(llama: Path, swarm: LocalSwarm, connect: 
     model.swarm.run(run_sessions(model, ["finished"] * WARM_UP))
     kill_a_client(llama, swarm, 1)
     wait_for(lambda: idle(model, servers), timeout_s=30, what="the end of the warm-up")
-    free, before, mine, p2pd = free_cache(model, servers), footprint(servers), ours(model), daemons(swarm)
+    wait_all_free(model, servers, timeout_s=30)
+    before, mine, p2pd = footprint(servers), ours(model), daemons(swarm)
     bytes_before = memory(servers)
     kinds = ["finished"] * FINISHED + ["cancelled"] * CANCELLED + ["dropped"] * DROPPED
     random.Random(SEED).shuffle(kinds)
     model.swarm.run(run_sessions(model, kinds))
     kill_a_client(llama, swarm, KILLED)
     assert len(kinds) + KILLED == 500
-    wait_for(lambda: free_cache(model, servers) == free, timeout_s=30, what="the cache of 500 sessions")
-    wait_for(lambda: footprint(servers) == before, timeout_s=30, what=f"{before}, there is {footprint(servers)}")
-    wait_for(lambda: ours(model) == mine, timeout_s=30, what=f"this client as it was: {mine}, it is {ours(model)}")
-    wait_for(lambda: daemons(swarm) <= p2pd, timeout_s=30, what=f"p2pds as they were: {p2pd}, {daemons(swarm)}")
+    wait_all_free(model, servers, timeout_s=30)
+    wait_no_more(servers, before, timeout_s=30)
+    wait_for(
+        lambda: ours(model) == mine,
+        timeout_s=30,
+        what=lambda: f"this client as it was: {mine}, it is {ours(model)}",
+    )
+    wait_for(lambda: daemons(swarm) <= p2pd, timeout_s=30, what=lambda: f"p2pds as they were: {p2pd}, {daemons(swarm)}")
     growth = [after - was for after, was in zip(memory(servers), bytes_before, strict=True)]
     assert max(growth) < GROWTH_BYTES, growth

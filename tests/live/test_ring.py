@@ -14,9 +14,8 @@ import torch
 from transformers import PreTrainedModel
 
 from geopetals.swarm.local import LocalSwarm
-from tests.live.commands import wait_for
 from tests.live.conftest import Connect, load_local
-from tests.live.free_cache import free_cache
+from tests.live.free_cache import free_cache, wait_all_free
 from tests.models import VOCABULARY, save_llama
 
 pytestmark = pytest.mark.live
@@ -87,6 +86,7 @@ def test_a_client_that_is_gone_frees_its_cache(
     ring: LocalSwarm, long_llama: Path, connect: Connect, number: signal.Signals
 ) -> None:
     watcher = connect(long_llama, join=ring.token)
+    wait_all_free(watcher, ring.servers, timeout_s=15)
     before = free_cache(watcher, ring.servers)
     command = [sys.executable, "-c", CLIENT, str(long_llama), ring.token]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as client:
@@ -95,9 +95,7 @@ def test_a_client_that_is_gone_frees_its_cache(
             assert client.stdout.readline() == "ready\n"
             assert all(left < was for left, was in zip(free_cache(watcher, ring.servers), before, strict=True))
             os.kill(client.pid, number)
-            wait_for(
-                lambda: free_cache(watcher, ring.servers) == before, timeout_s=15, what="the cache of a client gone"
-            )
+            wait_all_free(watcher, ring.servers, timeout_s=15)
         finally:
             client.kill()
 
@@ -107,7 +105,7 @@ def test_a_session_that_outgrew_its_length_frees_all_it_got(
 ) -> None:
     """A prompt in two turns, the second of several pieces; then a failure: the new chain is as long as it must be."""
     model = connect(long_llama, join=ring.token)
-    before, ids = free_cache(model, ring.servers), prompts(1, 900)
+    ids = prompts(1, 900)
     with model.inference_session(max_length=20) as session:
         first = generate(model, ids[:, :8], **GREEDY)
         assert session._chain is not None
@@ -121,12 +119,11 @@ def test_a_session_that_outgrew_its_length_frees_all_it_got(
     everything = torch.ones_like(longer)
     expected = long_local.generate(longer, attention_mask=everything, max_new_tokens=12, **GREEDY)
     assert torch.equal(torch.cat([found, last], dim=1), expected)
-    wait_for(lambda: free_cache(model, ring.servers) == before, timeout_s=15, what="the cache of a session that grew")
+    wait_all_free(model, ring.servers, timeout_s=15)
 
 
 def test_a_cancelled_generation_frees_its_cache(ring: LocalSwarm, long_llama: Path, connect: Connect) -> None:
     model = connect(long_llama, join=ring.token)
-    before = free_cache(model, ring.servers)
 
     class Cancelled(Exception):
         pass
@@ -136,9 +133,7 @@ def test_a_cancelled_generation_frees_its_cache(ring: LocalSwarm, long_llama: Pa
 
     with pytest.raises(Cancelled):
         model.generate(prompts(1, 5), max_new_tokens=50, stopping_criteria=[cancel])
-    wait_for(
-        lambda: free_cache(model, ring.servers) == before, timeout_s=15, what="the cache of a cancelled generation"
-    )
+    wait_all_free(model, ring.servers, timeout_s=15)
 
 
 def test_an_idle_session_lasts(ring: LocalSwarm, long_llama: Path, connect: Connect) -> None:

@@ -13,8 +13,9 @@ from hivemind.p2p import PeerID
 from hivemind.proto import runtime_pb2
 from torch import Tensor
 
-from geopetals.errors import ServerRefused
+from geopetals.errors import ServerMoving, ServerRefused
 from geopetals.swarm.compute import ComputeThread
+from geopetals.swarm.gate import Gate
 from geopetals.swarm.handler import BlockHandler
 from geopetals.swarm.kv_budget import KVBudget
 from geopetals.swarm.stack import DUMMY, DUMMY_INT64, pack_args_kwargs
@@ -62,10 +63,10 @@ class FakeP2P:
 class Server:
     """A handler with a real stage, spoken to over socket pairs."""
 
-    def __init__(self, stage: Stage, compute: ComputeThread) -> None:
+    def __init__(self, stage: Stage, compute: ComputeThread, gate: Gate | None = None) -> None:
         self.stage = stage
         self.budget = KVBudget(TOTAL)
-        self.handler = BlockHandler(stage, compute, self.budget, swarm=SWARM, length_limit=LENGTH_LIMIT)
+        self.handler = BlockHandler(stage, compute, self.budget, swarm=SWARM, length_limit=LENGTH_LIMIT, gate=gate)
         self.p2p = FakeP2P()
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -148,7 +149,7 @@ class Client:
         assert (await self.step(torch.zeros(batch, 0, HIDDEN), max_length=max_length, **metadata)).shape[1] == 0
 
     async def refusal(self) -> str:
-        with pytest.raises(ServerRefused) as caught:
+        with pytest.raises((ServerRefused, ServerMoving)) as caught:
             await self.receive()
         await self.closed()
         return str(caught.value)
@@ -187,9 +188,9 @@ def close_to(ours: Tensor, reference: Tensor) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def serving(stage: Stage) -> AsyncIterator[Server]:
+async def serving(stage: Stage, gate: Gate | None = None) -> AsyncIterator[Server]:
     compute = ComputeThread(asyncio.get_running_loop())
-    server = Server(stage, compute)
+    server = Server(stage, compute, gate)
     await server.handler.attach(server.p2p)  # type: ignore[arg-type]
     try:
         yield server
@@ -202,9 +203,11 @@ async def serving(stage: Stage) -> AsyncIterator[Server]:
         assert await asyncio.to_thread(compute.join, DEADLINE_S)
 
 
-def play(stage: Stage, scenario: Scenario) -> None:
+def play(stage: Stage, scenario: Scenario, *, gate: Callable[[], Gate] | None = None) -> None:
+    """`gate` makes one on the event loop; everybody is let in if it is None."""
+
     async def main() -> None:
-        async with asyncio.timeout(60), serving(stage) as server:
+        async with asyncio.timeout(60), serving(stage, gate() if gate is not None else None) as server:
             await scenario(server)
 
     asyncio.run(main())

@@ -158,3 +158,17 @@ def test_the_loop_may_be_gone_before_the_job_is_done() -> None:
     plug.pull()
     thread.stop()
     assert thread.join(DEADLINE_S)
+
+
+def test_a_job_can_ask_whether_others_wait() -> None:
+    async def scenario(thread: ComputeThread) -> None:
+        plug, plugged_task = await plugged(thread)
+        asking = asyncio.create_task(thread.run(lambda: thread.others_wait(Priority.INFERENCE), Priority.INFERENCE))
+        other = asyncio.create_task(thread.run(lambda: None, Priority.PREFILL))
+        await asyncio.sleep(0)
+        plug.pull()
+        assert await asking
+        await asyncio.gather(other, plugged_task)
+        assert not await thread.run(lambda: thread.others_wait(Priority.INFERENCE), Priority.INFERENCE)
+
+    in_thread(scenario)

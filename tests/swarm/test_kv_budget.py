@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geopetals.errors import ServerFull
+from geopetals.errors import ServerFull, ServerMoving
 from geopetals.swarm.kv_budget import KVBudget
 
 FOREVER_S = 60.0
@@ -16,14 +16,14 @@ FOREVER_S = 60.0
 class Holder:
     """A session that takes its cache and holds it until `leave()`."""
 
-    def __init__(self, budget: KVBudget, amount: int, *, timeout_s: float = FOREVER_S) -> None:
-        self.amount = amount
+    def __init__(self, budget: KVBudget, amount: int, *, timeout_s: float = FOREVER_S, recovers: bool = False) -> None:
+        self.amount, self.recovers = amount, recovers
         self.holds = False
         self._leave = asyncio.Event()
         self.task = asyncio.create_task(self._live(budget, timeout_s))
 
     async def _live(self, budget: KVBudget, timeout_s: float) -> None:
-        async with budget.reserve(self.amount, timeout_s=timeout_s):
+        async with budget.reserve(self.amount, timeout_s=timeout_s, recovers=self.recovers):
             self.holds = True
             try:
                 await self._leave.wait()
@@ -147,6 +147,7 @@ def test_a_grant_and_a_cancellation_at_the_same_moment_lose_nothing() -> None:
 ACTIONS = st.lists(
     st.one_of(
         st.tuples(st.just("open"), st.integers(1, 12)),
+        st.tuples(st.just("recover"), st.integers(1, 12)),
         st.tuples(st.just("hurry"), st.integers(1, 12)),
         st.tuples(st.just("leave"), st.integers(0, 20)),
         st.tuples(st.just("cancel"), st.integers(0, 20)),
@@ -173,8 +174,9 @@ def test_whatever_happens_it_is_never_overdrawn_and_serves_in_order(actions: lis
         holding = sum(holder.amount for holder in holders if holder.holds)
         assert budget.used == holding
         waiting = [holder for holder in holders if holder.waits]
-        if waiting:
-            assert waiting[0].amount > budget.left
+        in_turn = [holder for holder in waiting if holder.recovers] or waiting
+        if in_turn:
+            assert in_turn[0].amount > budget.left
         for holder in holders:
             holder.leave()
         for holder in holders:
@@ -193,6 +195,8 @@ def act(action: str, number: int, budget: KVBudget, holders: list[Holder]) -> No
     chosen = holders[number % len(holders)] if holders else None
     if action == "open":
         holders.append(Holder(budget, number))
+    elif action == "recover":
+        holders.append(Holder(budget, number, recovers=True))
     elif action == "hurry":
         holders.append(Holder(budget, number, timeout_s=0))
     elif chosen is not None:
@@ -255,6 +259,60 @@ def test_growth_that_is_given_up_leaves_nothing_behind() -> None:
             assert mine.amount == 2
         other.leave()
         await other.task
+        assert budget.left == 10
+
+    run(scenario())
+
+
+def test_a_recovery_goes_before_sessions_that_have_not_begun_but_after_earlier_recoveries() -> None:
+    async def scenario() -> None:
+        budget = KVBudget(10)
+        running, newcomer = Holder(budget, 8), Holder(budget, 6)
+        await settle()
+        first, second = Holder(budget, 5, recovers=True), Holder(budget, 5, recovers=True)
+        small = Holder(budget, 2, recovers=True)
+        await settle()
+        assert (first.waits, second.waits, small.waits) == (True, True, True)
+        running.leave()
+        await settle()
+        assert (first.holds, second.holds, small.waits, newcomer.waits) == (True, True, True, True)
+        for holder in (first, second, small, newcomer):
+            holder.leave()
+            await settle()
+        assert budget.left == 10
+
+    run(scenario())
+
+
+def test_a_recovery_that_fits_does_not_wait_behind_those_who_have_not_begun() -> None:
+    async def scenario() -> None:
+        budget = KVBudget(10)
+        running, newcomer = Holder(budget, 8), Holder(budget, 6)
+        await settle()
+        async with budget.reserve(2, timeout_s=0, recovers=True):
+            assert newcomer.waits
+        for holder in (running, newcomer):
+            holder.leave()
+            await settle()
+        assert budget.left == 10
+
+    run(scenario())
+
+
+def test_a_closed_budget_refuses_newcomers_and_lets_running_sessions_grow() -> None:
+    async def scenario() -> None:
+        budget = KVBudget(10)
+        async with budget.reserve(6, timeout_s=0) as mine:
+            waiting = Holder(budget, 8)
+            await settle()
+            budget.close(ServerMoving("it moves."))
+            await settle()
+            assert isinstance(waiting.task.exception(), ServerMoving)
+            with pytest.raises(ServerMoving):
+                async with budget.reserve(1, timeout_s=0):
+                    pass
+            await mine.grow(4)
+            assert budget.left == 0
         assert budget.left == 10
 
     run(scenario())

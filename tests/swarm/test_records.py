@@ -108,6 +108,20 @@ def test_a_later_announcement_replaces_the_earlier_one() -> None:
     in_dht(scenario)
 
 
+@pytest.mark.parametrize("spans", [((0, 3), (2, 5)), ((3, 6), (1, 4)), ((0, 2), (4, 6))])
+def test_a_server_that_has_moved_is_where_it_is_now(spans: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    async def scenario(network: Network) -> None:
+        before, after = spans
+        await publish(network, info(*before), dict.fromkeys(range(*before), HASH))
+        await publish(network, info(*before, state=ServerState.OFFLINE))
+        await publish(network, info(*after), dict.fromkeys(range(*after), OTHER))
+        (found,) = await read(network)
+        assert ((found.start, found.end), found.state) == (after, ServerState.ONLINE)
+        assert found.block_hashes == dict.fromkeys(range(*after), OTHER)
+
+    in_dht(scenario)
+
+
 def test_stock_petals_reads_our_records() -> None:
     async def scenario(network: Network) -> None:
         await publish(network, info(inference_rps=30.0), {1: HASH})

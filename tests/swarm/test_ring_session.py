@@ -10,12 +10,13 @@ from hivemind.proto import runtime_pb2
 from torch import Tensor
 
 from geopetals.errors import ServerFull, ServerRefused
+from geopetals.swarm import wire
 from geopetals.swarm.heartbeat import Silence
 from geopetals.swarm.ring_messages import KEY, MAX_CHUNK_BYTES, PUSH_STREAM, Opening, Step, Want, hello
 from geopetals.swarm.ring_session import RingSession
 from geopetals.swarm.stage import Stage
 from geopetals.swarm.wire import frame, read_message, serialize
-from tests.swarm.handler_rig import DEADLINE_S, HELD, HIDDEN, PEER, Client, Server, first, play, randn
+from tests.swarm.handler_rig import DEADLINE_S, HELD, HIDDEN, PEER, TOTAL, Client, Server, first, play, randn
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -45,9 +46,11 @@ async def read_on(reader: asyncio.StreamReader) -> None:
         await read(reader)
 
 
-def step(number: int, hidden: Tensor, *more: Tensor, position: int = 0) -> runtime_pb2.ExpertRequest:
+def step(
+    number: int, hidden: Tensor, *more: Tensor, position: int = 0, want: Want = Want.NOTHING
+) -> runtime_pb2.ExpertRequest:
     tensors = [serialize(tensor) for tensor in (hidden, *more)]
-    metadata = Step(number, position, Want.NOTHING).to_bytes()
+    metadata = Step(number, position, want).to_bytes()
     return runtime_pb2.ExpertRequest(tensors=tensors, metadata=metadata)
 
 
@@ -102,6 +105,44 @@ def test_a_client_that_dies_is_noticed_while_its_steps_wait(stage: Stage, monkey
         await server.wait_until(session._steps.full)
         client.vanish()
         await server.wait_until(server.is_free)
+
+    play(stage, scenario)
+
+
+def test_a_client_that_neither_reads_nor_speaks_is_noticed_while_its_steps_wait(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_CLOSE_GRACE_S", 0.1)
+
+    async def scenario(server: Server) -> None:
+        client = await open_ring(server)
+        (session,) = rings(server)
+        session._writer.write(bytes(2**22))  # unread
+        for number in range(40):
+            client.send(step(number, randn(1, 1), position=number, want=Want.ALL))
+        await server.wait_until(session._steps.full)
+        session._client_silence = Silence(0.3)
+        await server.wait_until(lambda: server.budget.left == TOTAL)
+        await asyncio.wait_for(asyncio.gather(*server.tasks), DEADLINE_S)
+        await asyncio.wait_for(client.reader.read(), DEADLINE_S)  # the stream is closed although it was not read
+        client.writer.close()
+
+    play(stage, scenario)
+
+
+def test_a_client_that_dies_in_the_queue_leaves_it_though_it_had_sent_more(stage: Stage) -> None:
+    async def scenario(server: Server) -> None:
+        first_one = await server.connect()
+        await first_one.begin(TOTAL // len(HELD) // 2, batch=2)
+        client = await server.connect(session_id="s")
+        opening = Opening(heartbeat_s=0.1, is_last=True).to_dict()
+        client.send(first(client, torch.zeros(1, 0, HIDDEN), **{KEY: opening, "alloc_timeout": 500.0}))
+        client.send(step(0, randn(1, 1)))
+        admission = server.handler.admission
+        await server.wait_until(lambda: admission.waiting == 1)
+        client.vanish()
+        await server.wait_until(lambda: admission.waiting == 0)
+        await first_one.finish()
 
     play(stage, scenario)
 

@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -103,6 +103,44 @@ def test_steps_that_wait_are_one_batch(stage: Stage) -> None:
         assert desk.scheduler.batch_sizes == {5: 3}
 
     at_a_desk(stage, scenario)
+
+
+class SlowStage:
+    """A stage whose passes take a while, whatever they compute."""
+
+    def __init__(self, stage: Stage, takes_s: float) -> None:
+        self._stage, self._takes_s = stage, takes_s
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stage, name)
+
+    def run(self, *args: Any, **options: Any) -> Tensor:
+        time.sleep(self._takes_s)
+        return self._stage.run(*args, **options)
+
+    def decode(self, *args: Any) -> Tensor:
+        time.sleep(self._takes_s)
+        return self._stage.decode(*args)
+
+
+def test_sessions_that_take_turns_come_to_be_one_batch(stage: Stage) -> None:
+    """Each sends its next step soon after the answer: without the window they would take turns for ever."""
+
+    async def scenario(desk: Desk) -> None:
+        sizes, sessions = desk.scheduler.batch_sizes, [desk.twins(30, seed=seed) for seed in range(3)]
+        first_answered = asyncio.Event()
+
+        async def decode(twins: Twins) -> None:
+            while sizes[3] < 5:
+                await desk.scheduler.infer(twins.together, WHOLE, step_of(twins.hidden(1)))
+                first_answered.set()
+                await asyncio.sleep(0.02)
+
+        first = asyncio.ensure_future(decode(sessions[0]))
+        await first_answered.wait()
+        await asyncio.gather(first, *map(decode, sessions[1:]))
+
+    at_a_desk(cast(Stage, SlowStage(stage, 0.1)), scenario)
 
 
 def test_other_blocks_are_other_batches(stage: Stage) -> None:

@@ -40,6 +40,8 @@ def status(*, servers: int = 4, blocks: int = 24, sessions: int = 3, waiting: in
         "queue": [
             {**_session(number + 100, peers, blocks), "position": number, "start_s": 4.0} for number in range(waiting)
         ],
+        "running": sessions,
+        "waiting": waiting,
         "counts": {},
         "demand": {"arrivals_per_s": 0.1, "prompt_tokens": 128, "output_tokens": 128},
         "plan": {},

@@ -16,7 +16,7 @@ function summary(status) {
   const cover = missing ? el("span", { class: "bad" }, `${missing} blocks have no server`) : el("span", { class: "good" }, "all blocks are served");
   const parts = [
     `${ready} of ${status.servers.length} servers ready`,
-    `${status.sessions.length} sessions, ${status.queue.length} waiting`,
+    `${status.running} sessions, ${status.waiting} waiting`,
     `${status.clients} clients`,
     status.plan_due ? `a plan is due: ${status.plan_due}` : `up for ${seconds(status.coordinator.up_s)}`,
   ];
@@ -25,7 +25,8 @@ function summary(status) {
     get("summary").dataset.text = text;
     get("summary").replaceChildren(cover, ` · ${parts.join(" · ")}`);
   }
-  get("model").textContent = `${status.coordinator.swarm} · ${status.coordinator.model}`;
+  const model = status.coordinator.model;
+  get("model").textContent = `${status.coordinator.swarm} · ${model.startsWith("/") ? model.split("/").pop() : model}`;
 }
 
 function update(status) {

@@ -28,9 +28,23 @@ async function ask(path, body) {
   const answer = await fetch(url, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal: controller.signal });
   if (!answer.ok) {
     const told = await answer.json().catch(() => null);
-    throw new Error(told && told.error ? told.error.message : `the gateway answers ${answer.status}`);
+    const error = new Error(told && told.error ? told.error.message : `the gateway answers ${answer.status}`);
+    error.code = told && told.error && told.error.code;
+    throw error;
   }
   return answer;
+}
+
+// The oldest turns are forgotten where the model's context is too short for all of them.
+async function complete(model) {
+  for (;;) {
+    try {
+      return await ask("/v1/chat/completions", { model, messages, stream: true });
+    } catch (error) {
+      if (error.code !== "context_length_exceeded" || messages.length < 3) throw error;
+      messages.splice(0, 2);
+    }
+  }
 }
 
 async function say(text) {
@@ -45,7 +59,7 @@ async function say(text) {
   messages.push({ role: "user", content: text });
   try {
     const models = await (await ask("/v1/models")).json();
-    const answer = await ask("/v1/chat/completions", { model: models.data[0].id, messages, stream: true, max_tokens: 256 });
+    const answer = await complete(models.data[0].id);
     await events(answer.body.pipeThrough(new TextDecoderStream()).getReader(), {
       message(chunk) {
         if (chunk && chunk.error) throw new Error(chunk.error.message);

@@ -2,7 +2,7 @@
 
 import { seconds, show, short, svg, table } from "./dom.js";
 
-const SIZE = 420, MARGIN = 26, MOST_LINKS = 600, MOST_NODES = 260, ROUNDS = 60;
+const SIZE = 420, MARGIN = 26, LABEL = 90, MOST_LINKS = 600, MOST_NODES = 260, ROUNDS = 60;
 const places = new Map();
 
 export function showNetwork(status) {
@@ -54,10 +54,12 @@ function drawing(names, links, chains, servers) {
   const points = names.map((name) => places.get(name));
   const bound = (pick, choose) => (points.length ? Math[choose](...points.map((point) => point[pick])) : 0);
   const box = { x: bound("x", "min"), y: bound("y", "min") };
-  const scale = (SIZE - 2 * MARGIN) / Math.max(bound("x", "max") - box.x, bound("y", "max") - box.y, 1e-6);
+  const across = bound("x", "max") - box.x, down = bound("y", "max") - box.y;
+  const scale = Math.min((SIZE - 2 * MARGIN - LABEL) / Math.max(across, 1e-6), (SIZE - 2 * MARGIN) / Math.max(down, 1e-6));
+  const left = (SIZE - LABEL - across * scale) / 2, top = (SIZE - down * scale) / 2;
   const at = (name) => {
     const place = places.get(name);
-    return place ? [MARGIN + (place.x - box.x) * scale, MARGIN + (place.y - box.y) * scale] : null;
+    return place ? [left + (place.x - box.x) * scale, top + (place.y - box.y) * scale] : null;
   };
   const figure = svg("svg", { viewBox: `0 0 ${SIZE} ${SIZE}`, role: "img", "aria-label": `${servers.size} servers, ${links.length} links, ${chains.length} chains of sessions` });
   for (const [a, b, rtt, relayed] of links) {

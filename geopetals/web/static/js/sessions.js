@@ -11,12 +11,12 @@ export function showSessions(status) {
     short(session.session_id), short(session.client), chain(session), `${session.tokens_used} of ${session.max_length}`,
     seconds(session.predicted && session.predicted.tpot_s), session.end_s === null ? "–" : seconds(Math.max(0, Math.round(session.end_s))),
   ]);
-  show("sessions", running, () => listing(running, status.sessions.length, "in progress", ["session", "client", "chain", "#tokens", "#TPOT", "#ends in"]));
+  show("sessions", running, () => listing(running, status.running, "in progress", ["session", "client", "chain", "#tokens", "#TPOT", "#ends in"]));
   const queue = status.queue.slice(0, MOST).map((session) => [
     session.position + 1, short(session.session_id), short(session.client), `${session.batch} × ${session.max_length}`,
     session.start_s === null ? "not known" : seconds(Math.max(0, Math.round(session.start_s))),
   ]);
-  show("queue", queue, () => listing(queue, status.queue.length, "waiting", ["#place", "session", "client", "#tokens", "#starts in"]));
+  show("queue", queue, () => listing(queue, status.waiting, "waiting", ["#place", "session", "client", "#tokens", "#starts in"]));
 }
 
 function listing(rows, count, what, heads) {

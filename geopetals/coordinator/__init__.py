@@ -1,0 +1,1 @@
+"""The coordinator of a live swarm: registry, planner and admission desk."""

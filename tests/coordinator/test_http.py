@@ -1,0 +1,115 @@
+"""What the coordinator shows over HTTP, and to whom."""
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from geopetals.cli.status import render
+from geopetals.coordinator.admin import jsonable
+from geopetals.coordinator.http import HttpServer, make_app
+from geopetals.errors import NetworkError
+from tests.coordinator.actors import ScriptedClient, ScriptedServer, until
+from tests.coordinator.rig import Rig, peer
+from tests.event_loop import in_loop
+
+
+@asynccontextmanager
+async def served(rig: Rig, *, token: str | None = None) -> AsyncIterator[str]:
+    server = HttpServer(make_app(rig.view, token=token), host="127.0.0.1", port=0)
+    try:
+        yield await server.start()
+    finally:
+        await server.stop()
+
+
+def fetch(address: str, token: str | None = None) -> tuple[int, str]:
+    headers = {} if token is None else {"authorization": f"Bearer {token}"}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=20) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+async def get(address: str, token: str | None = None) -> tuple[int, str]:
+    return await asyncio.to_thread(fetch, address, token)
+
+
+@in_loop
+async def test_it_shows_what_runs_and_nothing_secret(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig, served(rig) as url:
+        server = await ScriptedServer(rig, 0, name="barn").join()
+        server.keep_reporting()
+        await until(lambda: rig.engine.core.servers[server.peer_id].serving is not None, "it serves")
+        client = await ScriptedClient(rig, 0).join()
+        session = client.new_session()
+        await client.open(session)
+        shown = {page: await get(f"{url}/{page}") for page in ("status", "plan", "history", "sessions", "metrics")}
+        assert all(code == 200 for code, _ in shown.values())
+        status = json.loads(shown["status"][1])
+        assert [each["name"] for each in status["servers"]] == ["barn"]
+        assert [each["session_id"] for each in status["sessions"]] == [session.session_id]
+        assert peer(0) in json.dumps(json.loads(shown["plan"][1])["cluster"]["servers"])
+        assert 'geopetals_servers{state="ready"} 1.0' in shown["metrics"][1]
+        assert json.loads(shown["sessions"][1])["items"][0]["session_id"] == session.session_id
+        secrets = [key.secret().hex() for key in rig.authority._ledger.keys]
+        everything = "".join(text for _, text in shown.values())
+        assert "gp2" not in everything
+        assert not any(secret in everything for secret in secrets)
+        from rich.console import Console
+
+        with (tmp_path / "shown").open("w") as file:
+            Console(file=file, width=200).print(render(status))
+        assert "barn" in (tmp_path / "shown").read_text()
+
+
+@in_loop
+async def test_a_token_protects_all_but_the_health_check(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig, served(rig, token="right") as url:
+        assert (await get(f"{url}/health"))[0] == 200
+        assert (await get(f"{url}/status"))[0] == 401
+        assert (await get(f"{url}/status", "wrong"))[0] == 401
+        assert (await get(f"{url}/status", "right"))[0] == 200
+
+
+@in_loop
+async def test_wrong_questions_are_answered_as_such(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig, served(rig) as url:
+        assert (await get(f"{url}/history?limit=x"))[0] == 400
+        assert (await get(f"{url}/history?limit=100000"))[0] == 400
+        assert (await get(f"{url}/nothing"))[0] == 404
+
+
+@in_loop
+async def test_events_tell_the_status_again_and_again(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig, served(rig) as url:
+        host, port = url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /events HTTP/1.1\r\nhost: x\r\n\r\n")
+        for _ in range(2):
+            await asyncio.wait_for(reader.readuntil(b"event: status\ndata: "), 20)
+            told = json.loads(await asyncio.wait_for(reader.readline(), 20))
+            assert told["coordinator"]["swarm"] == "swarm"
+        writer.close()
+
+
+@in_loop
+async def test_a_port_that_is_taken_is_a_clear_error(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig, served(rig) as url:
+        second = HttpServer(make_app(rig.view, token=None), host="127.0.0.1", port=int(url.rpartition(":")[2]))
+        with pytest.raises(NetworkError, match="is the port taken"):
+            await second.start()
+
+
+def test_json_knows_no_infinity() -> None:
+    assert (
+        json.dumps(jsonable({"a": [float("inf"), 1.5, (float("nan"),)]}), allow_nan=False)
+        == '{"a": [null, 1.5, [null]]}'
+    )
