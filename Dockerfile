@@ -32,5 +32,10 @@ USER geopetals
 WORKDIR /data
 VOLUME /data
 STOPSIGNAL SIGTERM
+# Whatever this container runs, it answers at HEALTH_URL: a server at its --metrics-port, a coordinator or a gateway at
+# /health or /version. Run servers with --metrics-port 31381, or set HEALTH_URL.
+ENV HEALTH_URL=http://127.0.0.1:31381/metrics
+HEALTHCHECK --interval=10s --timeout=5s --start-period=600s --retries=6 \
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(os.environ['HEALTH_URL'], timeout=4)"]
 ENTRYPOINT ["geopetals", "serve"]
 CMD ["--help"]
