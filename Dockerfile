@@ -22,7 +22,8 @@ COPY geopetals geopetals
 RUN /opt/uv/bin/uv pip install --no-cache --no-deps .
 
 FROM ${BASE_IMAGE}
-RUN useradd --create-home --uid 10001 geopetals && install -d -o geopetals -g geopetals /data
+# A new named volume takes the owner of the folder that it is mounted on.
+RUN useradd --create-home --uid 10001 geopetals && install -d -o geopetals -g geopetals /data /state /tokens
 COPY --from=build /opt/geopetals /opt/geopetals
 ENV PATH=/opt/geopetals/bin:${PATH} \
     GEOPETALS_CACHE=/data/geopetals \

@@ -18,6 +18,8 @@ _REQUEST_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0,
 _SESSIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
+PlatformCollector(registry=REGISTRY)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
@@ -162,6 +164,4 @@ def serve(port: int) -> None:
     """Answer http://127.0.0.1:`port`/metrics from a thread of its own. Raises OSError if the port is taken."""
     from prometheus_client import start_http_server
 
-    ProcessCollector(namespace=_PREFIX, registry=REGISTRY)
-    PlatformCollector(registry=REGISTRY)
     start_http_server(port, addr="127.0.0.1", registry=REGISTRY)

@@ -1,18 +1,21 @@
 """`geopetals api`: the OpenAI-compatible HTTP API of a swarm."""
 
 import argparse
-import contextlib
 import os
 import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from geopetals.cli import options
+from geopetals.cli.file_limit import raise_file_limit
 from geopetals.cli.generate import add_swarm_arguments, open_model
 from geopetals.errors import NetworkError, UnsupportedInput
 
 HELP = "answer OpenAI's HTTP API with a model that a swarm serves"
 _KEY_VARIABLE = "GEOPETALS_API_KEY"
+_BACKLOG = 2048
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +34,11 @@ def add_http_arguments(parser: argparse._ActionsContainer) -> None:
         help=f"ask for this key; may be given several times (default: those in {_KEY_VARIABLE}, separated by commas)",
     )
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="a file with one key in each line")
+    parser.add_argument(
+        "--no-api-key",
+        action="store_true",
+        help="let anybody ask; needed beyond loopback where there is no key",
+    )
     parser.add_argument(
         "--cors-origin",
         action="append",
@@ -61,6 +69,7 @@ def add_http_arguments(parser: argparse._ActionsContainer) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    api_keys(args)  # before the model is opened, which takes long
     model, tokenizer = open_model(args)
     try:
         serve(args, model, tokenizer, name=model_name(args))
@@ -76,34 +85,42 @@ def model_name(args: argparse.Namespace) -> str:
     return name
 
 
-def serve(args: argparse.Namespace, model: Any, tokenizer: Any, *, name: str) -> None:
-    """Answer until Ctrl-C or SIGTERM. Raises NetworkError if the port is taken."""
-    import uvicorn
+def serve(
+    args: argparse.Namespace, model: Any, tokenizer: Any, *, name: str, until: Callable[[], object] | None = None
+) -> bool:
+    """Answer until Ctrl-C or SIGTERM, or, with True as the result, until `until` returns in a thread of its own.
 
+    Raises NetworkError if the port is taken, UnsupportedInput for keys that protect nothing.
+    """
     from geopetals.gateway.app import Gateway
     from geopetals.gateway.engine import Engine, Limits
+    from geopetals.gateway.http_server import Server
 
+    raise_file_limit()
     keys = api_keys(args)
     limits = Limits(running=args.max_running, waiting=args.max_waiting, tokens=args.default_max_tokens)
     sock = bind(args.host, args.port)
     engine = Engine(model, tokenizer, names=args.served_model_name or [name], limits=limits)
-    config = uvicorn.Config(
-        Gateway(engine, keys=keys, origins=args.cors_origin).app(),
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        timeout_graceful_shutdown=5,
-    )
+    server = Server(Gateway(engine, keys=keys, origins=args.cors_origin).app(), engine.give_up)
     host = f"[{args.host}]" if ":" in args.host else args.host
     guarded = f"{len(keys)} key{'s' * (len(keys) != 1)}" if keys else "no key: anybody who reaches this may ask"
     print(f"OpenAI API on http://{host}:{sock.getsockname()[1]}/v1 ({guarded}); model {engine.names[0]}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn sends itself again what it was sent
+    if until is not None:
+        threading.Thread(target=_end_after, args=(until, server), daemon=True).start()
     try:
-        with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[sock])
+        server.run(sockets=[sock])
+    except KeyboardInterrupt:
+        return False
     finally:
         engine.close()
         sock.close()
+    return True
+
+
+def _end_after(until: Callable[[], object], server: Any) -> None:
+    until()
+    server.should_exit = True
 
 
 def bind(host: str, port: int) -> Any:
@@ -115,6 +132,7 @@ def bind(host: str, port: int) -> Any:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
+        sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
         reason = error.strerror or str(error)
@@ -125,11 +143,31 @@ def bind(host: str, port: int) -> Any:
 
 
 def api_keys(args: argparse.Namespace) -> list[str]:
-    """From options, a file or the environment: what stands on a command line is seen by everybody on the machine."""
-    found = [*args.api_key, *os.environ.get(_KEY_VARIABLE, "").split(",")]
+    """From options or a file, else the environment: what stands on a command line is seen by everybody on the machine.
+
+    Raises UnsupportedInput where keys were meant but there are none, or where others could ask without one.
+    """
+    from geopetals.swarm.p2pd_options import is_loopback
+
+    given = list(args.api_key)
     if args.api_key_file is not None:
         try:
-            found += args.api_key_file.read_text(encoding="utf-8").splitlines()
+            given += args.api_key_file.read_text(encoding="utf-8").splitlines() or [""]
         except (OSError, UnicodeDecodeError) as error:
             raise UnsupportedInput(f"cannot read {args.api_key_file}: choose another --api-key-file.") from error
-    return [key.strip() for key in found if key.strip()]
+    if args.no_api_key:
+        if given:
+            raise UnsupportedInput("--no-api-key lets everybody ask: leave it out, or the keys.")
+        return []
+    if not given and _KEY_VARIABLE in os.environ:
+        given = os.environ[_KEY_VARIABLE].split(",")
+    keys = [key.strip() for key in given if key.strip()]
+    if given and not keys:
+        raise UnsupportedInput(
+            f"--api-key, --api-key-file or {_KEY_VARIABLE} is given but names no key: name one, or say --no-api-key."
+        )
+    if not keys and not is_loopback(args.host):
+        raise UnsupportedInput(
+            f"--host {args.host} can be reached from other machines: name an --api-key-file, or say --no-api-key."
+        )
+    return keys

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geopetals.cli import options
+from geopetals.cli.file_limit import raise_file_limit
 from geopetals.errors import UnsupportedInput
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
 
     coordinator = Coordinator(config, ready, reporter=Console())
     sys.setswitchinterval(_SWITCH_S)
+    raise_file_limit()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(_run(coordinator))
     return 0

@@ -11,6 +11,7 @@ from geopetals.cli.spans import span_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
 HELP = "show a running swarm: servers, blocks, load, sessions, queue and plan"
 _SHOWN = 20
@@ -56,10 +57,17 @@ def render(found: dict[str, Any]) -> "RenderableType":
     """A `status` as people read it."""
     from rich.console import Group
 
-    parts: list[RenderableType] = [*_head(found), _servers(found)]
+    parts: list[RenderableType] = [*map(plain, _head(found)), _servers(found)]
     if found["sessions"] or found["queue"]:
         parts.append(_sessions(found))
-    return Group(*parts, *_tail(found))
+    return Group(*parts, *map(plain, _tail(found)))
+
+
+def plain(text: str) -> "Text":
+    """As it is: names come from outside, and are neither markup nor control sequences of a terminal."""
+    from rich.text import Text
+
+    return Text("".join(character for character in text if character.isprintable()))
 
 
 def _head(found: dict[str, Any]) -> Iterator[str]:
@@ -96,7 +104,7 @@ def _servers(found: dict[str, Any]) -> "RenderableType":
         table.add_column(name, justify="right")
     rtts = _rtts(found["links"]["measured"])
     for server in found["servers"]:
-        table.add_row(*_server_cells(server), rtts.get(server["peer"], "-"))
+        table.add_row(*map(plain, (*_server_cells(server), rtts.get(server["peer"], "-"))))
     return table
 
 
@@ -135,7 +143,7 @@ def _sessions(found: dict[str, Any]) -> "RenderableType":
     for session in found["sessions"][:_SHOWN]:
         predicted = session["predicted"] or {}
         chain = " > ".join(f"{names.get(peer, peer[-6:])} {start}:{end}" for peer, start, end in session["chain"])
-        table.add_row(
+        cells = (
             session["session_id"][:16],
             f"…{session['client'][-6:]}",
             chain,
@@ -144,9 +152,10 @@ def _sessions(found: dict[str, Any]) -> "RenderableType":
             _time(predicted.get("tpot_s")),
             f"in {_time(session['end_s'])}",
         )
+        table.add_row(*map(plain, cells))
     for session in found["queue"][:_SHOWN]:
         place = f"{session['position'] + 1}. in the queue, starts in {_time(session['start_s'])}"
-        table.add_row(session["session_id"][:16], f"…{session['client'][-6:]}", place)
+        table.add_row(*map(plain, (session["session_id"][:16], f"…{session['client'][-6:]}", place)))
     return table
 
 

@@ -6,14 +6,14 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from geopetals.cli import options
-from geopetals.cli.api import add_http_arguments
+from geopetals.cli.api import add_http_arguments, api_keys
 from geopetals.cli.serve import add_resource_arguments, emulated_device
 from geopetals.errors import SwarmFailure
 from geopetals.progress import Console
 from geopetals.units import in_units
 
 if TYPE_CHECKING:
-    from geopetals.swarm.local import LocalServer
+    from geopetals.swarm.local import LocalServer, LocalSwarm
 
 HELP = "start a whole swarm on this machine; Ctrl-C ends all of it"
 
@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)
+    if args.api:
+        api_keys(args)  # before the swarm starts, which takes long
     device = emulated_device(args)
     swarm = LocalSwarm(
         args.model,
@@ -57,27 +59,31 @@ def run(args: argparse.Namespace) -> int:
             f"to chat:\n  geopetals chat --join {swarm.token}\nCtrl-C ends the swarm",
             flush=True,
         )
-        if args.api:
-            _serve_api(args, swarm.token)
-            return 0
         try:
-            ended = swarm.wait_any_end()
+            ended = _serve_api(args, swarm) if args.api else [swarm.wait_any_end()]
         except KeyboardInterrupt:
             return 0
-    name = "the whole swarm" if ended is None else f"the server of blocks {ended.start}:{ended.end}"
+        if not ended:
+            return 0
+    (server,) = ended
+    name = "the whole swarm" if server is None else f"the server of blocks {server.start}:{server.end}"
     raise SwarmFailure(f"{name} has ended by itself: its messages are above.")
 
 
-def _serve_api(args: argparse.Namespace, token: str) -> None:
+def _serve_api(args: argparse.Namespace, swarm: "LocalSwarm") -> "list[LocalServer | None]":
+    """What has ended by itself and so the API with it; nothing after Ctrl-C."""
     from geopetals.cli.api import serve
     from geopetals.client.model import AutoDistributedModelForCausalLM
     from geopetals.join_token import JoinToken
     from geopetals.swarm.checkpoint import Checkpoint
 
-    model = AutoDistributedModelForCausalLM.from_pretrained(args.model, join=token, revision=args.revision)
+    model = AutoDistributedModelForCausalLM.from_pretrained(args.model, join=swarm.token, revision=args.revision)
     try:
         tokenizer = Checkpoint.open(args.model, revision=args.revision).tokenizer()
-        serve(args, model, tokenizer, name=JoinToken.decode(token).model)
+        ended: list[LocalServer | None] = []
+        name = JoinToken.decode(swarm.token).model
+        has_ended = serve(args, model, tokenizer, name=name, until=lambda: ended.append(swarm.wait_any_end()))
+        return ended if has_ended else []
     finally:
         model.close()
 

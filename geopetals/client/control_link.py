@@ -12,6 +12,7 @@ from hivemind.p2p import P2P
 from geopetals.coordinator.codec import Message, MessageError
 from geopetals.errors import ControlLost, GeoPetalsError, NotAdmitted, SwarmFailure, SwarmMismatch, TokenError
 from geopetals.swarm.control import ControlChannel, OnNotify, dial
+from geopetals.swarm.relay_protocol import UNREACHABLE
 from geopetals.swarm.wire import short_peer
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class ControlLink:
         """`coordinator` is its peer id. `patience_s`: how long a lost one is waited for before it counts as away.
 
         `introduce` says on a new channel what has to be said first; `attend` looks after the channel then, until it is
-        cancelled. Both may raise GeoPetalsError.
+        cancelled. Whatever they raise ends the channel.
         """
         self._p2p, self._coordinator, self._addresses = p2p, coordinator, addresses
         self._patience_s = patience_s
@@ -85,7 +86,7 @@ class ControlLink:
                 self._refusal = error
                 self._answered.set()
                 pause_s = _REFUSED_PAUSE_S
-            except SwarmFailure as error:
+            except (GeoPetalsError, ValueError, OSError, *UNREACHABLE) as error:  # of `introduce` and `attend`, too
                 level = logging.INFO if pause_s == _FIRST_PAUSE_S else logging.DEBUG
                 log.log(level, "coordinator.lost reason=%s", error)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))

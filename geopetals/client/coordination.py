@@ -49,6 +49,7 @@ _BUSY_LINKS_S, _IDLE_LINKS_S = 3.0, 15.0
 _HELLO_S = 3600.0
 _LAST_WORDS_S = 1.0
 _KEPT_ENDS = 1024
+_RESUMED_AT_ONCE = 128
 
 
 class Coordination:
@@ -76,6 +77,7 @@ class Coordination:
         self._notices: dict[str, asyncio.Future[Admission]] = {}
         self._ends: deque[Close] = deque(maxlen=_KEPT_ENDS)
         self._probe: tuple[str, ...] = ()
+        self._trust_version = 0
         self._telling: set[asyncio.Task[None]] = set()
         self._link = ControlLink(
             p2p,
@@ -197,8 +199,8 @@ class Coordination:
         await self._say_hello(channel)
         await self._on_connected()
         running = tuple(lease.running() for lease in self._leases.values() if lease.is_coordinated)
-        if running:
-            await _tell(channel, "resume", Resume(sessions=running))
+        for first in range(0, len(running), _RESUMED_AT_ONCE):
+            await _tell(channel, "resume", Resume(sessions=running[first : first + _RESUMED_AT_ONCE]))
         while self._ends:
             await _tell(channel, "close", self._ends[0])
             self._ends.popleft()
@@ -220,6 +222,7 @@ class Coordination:
 
     def _welcomed(self, welcome: Welcome) -> None:
         self._membership.welcomed(welcome.certificate, welcome.trust)
+        self._trust_version = welcome.trust_version
         self.standby = welcome.standby or self.standby
 
     async def _attend(self, channel: ControlChannel) -> None:
@@ -228,15 +231,18 @@ class Coordination:
         while True:
             pause_s = _BUSY_LINKS_S if self._leases else _IDLE_LINKS_S
             await asyncio.sleep(pause_s)
-            await self._send_links(channel)
-            if hello_due.is_due(pause_s):  # what it was given then expires some day
+            trust_version = await self._send_links(channel)
+            is_due = hello_due.is_due(pause_s)  # what it was given then expires some day
+            if is_due or trust_version != self._trust_version:  # or its key is about to end
                 await self._say_hello(channel)
 
-    async def _send_links(self, channel: ControlChannel) -> None:
+    async def _send_links(self, channel: ControlChannel) -> int:
+        """The version of the swarm's trust list now."""
         taken = await call(channel, "links", Links(links=await self._measure(self._probe)), LinksTaken)
         self._probe, self.standby = taken.probe, taken.standby or self.standby
         if taken.trust is not None:
             self._membership.heard(taken.trust)
+        return taken.trust_version
 
     def _tell(self, method: str, message: Close | Cancel) -> None:
         """Without waiting. Ends of sessions are kept until they could be told."""

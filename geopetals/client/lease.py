@@ -159,7 +159,7 @@ class Lease:
         Without a coordinator servers decide themselves whether they have room.
         """
         self._needed = max_length
-        if not self.ticket or max_length <= self.max_length:
+        if not self.ticket or self.is_lost or max_length <= self.max_length:
             return False
         for more in (max(_LEAST_MORE_TOKENS, max_length // _SHARE), _FEW_MORE_TOKENS):
             try:
@@ -169,10 +169,13 @@ class Lease:
         return await self._extend(max_length)
 
     async def renew_for(self, error: SwarmFailure) -> None:
-        """If a server refused a ticket that has expired, or is for less than is needed, get another; without the
-        coordinator, the one for such times has to do.
+        """If a server refused a ticket that has expired, as its key may, or is for less than is needed, get another;
+        without the coordinator, the one for such times has to do. A session that it has given up asks for a place anew
+        instead.
         """
-        if self.ticket and isinstance(error, NotAdmitted) and error.reason in (Refusal.EXPIRED, Refusal.TOO_LARGE):
+        if not self.ticket or self.is_lost or not isinstance(error, NotAdmitted):
+            return
+        if error.reason in (Refusal.EXPIRED, Refusal.TOO_LARGE, Refusal.UNKNOWN_KEY):
             self._is_outgrown = not await self._extend(max(self._needed, self.max_length))
 
     async def _extend(self, max_length: int) -> bool:

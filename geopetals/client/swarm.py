@@ -30,7 +30,6 @@ from geopetals.swarm.membership import Membership
 from geopetals.swarm.network import Network, NetworkConfig
 from geopetals.swarm.reachability import links
 from geopetals.swarm.records import ServerRecord, check_same_model, read_servers
-from geopetals.swarm.ring_messages import VERSION
 
 if TYPE_CHECKING:
     from geopetals.client.chain import Chain
@@ -181,14 +180,16 @@ class SwarmClient:
         covered = [block for hop in chain for block in range(hop.start, min(hop.end, self.num_blocks + 1))]
         if covered != list(range(self.num_blocks)):
             return ()
-        if not all(self._is_allowed(hop.peer_id) and not self._avoided.is_banned(hop.peer_id) for hop in chain):
+        if not all(self._is_allowed(hop.peer_id) for hop in chain):
+            return ()
+        before, self._servers = self._servers, self._known.learn(chain)
+        if self._servers != before:
+            self._refreshed_at = float("-inf")  # it knows more than the DHT did
+        if any(self._avoided.is_banned(hop.peer_id) for hop in chain):
             return ()
         protocols = {server.peer_id: server.protocol for server in self._servers}
-        if any(hop.peer_id not in protocols for hop in chain):
-            self._refreshed_at = float("-inf")  # it knows servers that the DHT did not know of
         return tuple(
-            Hop(peer_id=hop.peer_id, start=hop.start, end=hop.end, protocol=protocols.get(hop.peer_id, VERSION))
-            for hop in chain
+            Hop(peer_id=hop.peer_id, start=hop.start, end=hop.end, protocol=protocols[hop.peer_id]) for hop in chain
         )
 
     async def chain_async(self, *, refresh: bool = False, start: int = 0, end: int | None = None) -> tuple[Hop, ...]:

@@ -30,7 +30,8 @@ def to_problem(
     """Servers and clients by their index in the cluster.
 
     contention: sessions at once slow each other's decode steps. overhead: software takes its time, too.
-    rtts: instead of the network's, as `rtt_s` gives them. whole: the servers have to be enough for the model.
+    rtts: instead of the network's, as `rtt_s` gives them, or their columns of servers alone. whole: the servers have to
+    be enough for the model.
     Raises ClusterError for RTTs that are not known and clients who cannot reach enough servers, MemoryShortage for a
     model that is larger than all memory.
     """
@@ -39,7 +40,6 @@ def to_problem(
     prefill = [prefill_time(cluster, server) for server in cluster.servers]
     rtts = rtt_s(cluster) if rtts is None else rtts
     token, prompt = (_delays(cluster, rtts, count, overhead=overhead) for count in (1, work.prompt_tokens))
-    clients = len(cluster.clients)
     problem = Problem(
         num_blocks=model.num_blocks,
         block_bytes=float(model.block_bytes),
@@ -49,9 +49,9 @@ def to_problem(
         max_blocks=np.array([server.max_blocks or model.num_blocks for server in cluster.servers]),
         decode_block_s=np.array([time.for_sessions(1) for time in decode]),
         prefill_block_s=np.array([time.for_tokens(work.prompt_tokens) for time in prefill]),
-        relay_decode_s=token[:clients, clients:] + token[clients:, :clients].T,
-        relay_prefill_s=prompt[:clients, clients:] + prompt[clients:, :clients].T,
-        push=PushDelays(decode=_one_way(token, clients), prefill=_one_way(prompt, clients)),
+        relay_decode_s=token.from_client_s + token.to_client_s.T,
+        relay_prefill_s=prompt.from_client_s + prompt.to_client_s.T,
+        push=PushDelays(decode=token, prefill=prompt),
         demand_per_s=np.array(cluster.demand_per_s()),
         pinned=tuple(server.blocks for server in cluster.servers),
         contention=Contention(
@@ -89,21 +89,18 @@ def prefill_time(cluster: Cluster, server: ServerSpec) -> PrefillTime:
     )
 
 
-def _delays(cluster: Cluster, rtts: Floats, tokens: int, *, overhead: bool) -> Floats:
-    """(C + J, C + J): one way, for the hidden states of that many tokens, with the receiver's overhead if wanted."""
+def _delays(cluster: Cluster, rtts: Floats, tokens: int, *, overhead: bool) -> OneWayDelays:
+    """For the hidden states of that many tokens, with the receiver's overhead if wanted."""
     hosts: Sequence[ClientSpec | ServerSpec] = (*cluster.clients, *cluster.servers)
     lines = np.array([host.bandwidth_bit_per_s or np.inf for host in hosts])
     bits = _BITS * cluster.model.hidden_bytes_per_token * tokens
     software_s = np.array([getattr(host, "overhead_s", 0.0) if overhead else 0.0 for host in hosts])
-    return np.asarray(rtts / 2 + bits / np.minimum(lines[:, None], lines[None, :]) + software_s[None, :])
-
-
-def _one_way(delays: Floats, clients: int) -> OneWayDelays:
-    return OneWayDelays(
-        from_client_s=delays[:clients, clients:],
-        between_s=delays[clients:, clients:],
-        to_client_s=delays[clients:, :clients],
-    )
+    clients = len(cluster.clients)
+    is_whole = rtts.shape[1] == len(hosts)
+    to_server_s, to_client_s = (rtts[:, clients:], rtts[clients:, :clients]) if is_whole else (rtts, rtts[:clients].T)
+    to_server_s = to_server_s / 2 + bits / np.minimum(lines[:, None], lines[None, clients:]) + software_s[clients:]
+    to_client_s = to_client_s / 2 + bits / np.minimum(lines[clients:, None], lines[:clients]) + software_s[:clients]
+    return OneWayDelays(from_client_s=to_server_s[:clients], between_s=to_server_s[clients:], to_client_s=to_client_s)
 
 
 def _check_memory(cluster: Cluster, problem: Problem) -> None:

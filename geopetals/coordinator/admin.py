@@ -14,6 +14,7 @@ from geopetals.coordinator.core.events import ReplanAsked
 from geopetals.coordinator.engine import Engine
 from geopetals.coordinator.entrance import Entrance
 from geopetals.coordinator.members import Members
+from geopetals.coordinator.packed import pack_answer
 from geopetals.coordinator.store import Store
 from geopetals.credentials.authority import TOKEN_LIFE_S
 from geopetals.credentials.certificate import Role
@@ -33,7 +34,7 @@ class View:
     def __init__(self, engine: Engine, entrance: Entrance, members: Members, store: Store, peer_id: str) -> None:
         self._engine, self._entrance, self._members, self._store = engine, entrance, members, store
         self._peer_id, self._started = peer_id, time.time()
-        self.bound = BoundWatch(engine.core.cluster)
+        self.bound = BoundWatch(lambda: engine.core.cluster())
         self._status: dict[str, Any] = {}
         self._status_at = 0.0
 
@@ -106,7 +107,7 @@ class Admin:
         function = self._methods.get(method)
         if function is None:
             raise ServerRefused(f"the coordinator does not answer {method[:40]!r} of an admin.")
-        return await function(body)
+        return pack_answer(await function(body))
 
     async def _status(self, body: dict[str, Any]) -> dict[str, Any]:
         return self._view.status()

@@ -12,6 +12,7 @@ from typing import Any
 from geopetals.coordinator.admin import Admin, View
 from geopetals.coordinator.core import Core, Settings
 from geopetals.coordinator.core.events import ClientLost, ServerLost
+from geopetals.coordinator.core.members import Server
 from geopetals.coordinator.desk import Desk
 from geopetals.coordinator.engine import Engine
 from geopetals.coordinator.entrance import Entrance, SwarmFacts
@@ -25,15 +26,18 @@ from geopetals.coordinator.state import check_same_swarm, only_one
 from geopetals.coordinator.store import Store
 from geopetals.coordinator.tokens import standing_tokens
 from geopetals.credentials import ledger
-from geopetals.credentials.authority import Authority
-from geopetals.errors import SwarmFailure
+from geopetals.credentials.authority import PEERS_PER_TOKEN, Authority
+from geopetals.errors import ControlLost, SwarmFailure
 from geopetals.progress import Reporter, Silent
 from geopetals.swarm.network import NetworkConfig, load_identity
+from geopetals.swarm.redial import connect
 
 log = logging.getLogger(__name__)
 
 RETURN_S = 15.0
 """After a start, members that were there before it have this long to come back."""
+_CALL_BACK_S = 3.0
+_MAX_CALLED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +55,7 @@ class CoordinatorConfig:
     http: tuple[str, int] | None = None
     http_token: str | None = None
     settings: Settings = field(default_factory=Settings)
+    peers_per_token: int = PEERS_PER_TOKEN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +88,15 @@ class Coordinator:
             store, journal = (stack.enter_context(contextlib.closing(Store(path))) for _ in range(2))
             check_same_swarm(store, config.swarm, config.model.identity, config.state)
             note_core(store, config.model.facts, config.settings)
-            engine = Engine(Core(config.model.facts, config.settings), journal, clock=time.time)
+            engine = Engine(Core(config.model.facts, config.settings), journal, clock=steady_unix_time())
             stack.push_async_callback(engine.close)
             replayed = engine.recover()
-            place = Place(store, Authority(config.state), self._network_config(), self._token_facts())
+            place = Place(
+                store,
+                Authority(config.state, peers_per_token=config.peers_per_token),
+                self._network_config(),
+                self._token_facts(),
+            )
             await place.enter()
             stack.push_async_callback(place.leave)
             await self._serve(store, engine, place, replayed, stop)
@@ -138,8 +148,13 @@ class Coordinator:
                 service.housekeeping(),
                 place.keep(service.serve, self._reporter),
                 _lose_the_lost(engine, members),
+                call_back(engine, members, place),
             )
-            await _until_end(stop, engine.failed, works)
+            engine.restarted()
+            try:
+                await _until_end(stop, engine.failed, works)
+            finally:
+                desk.stop()
 
     @contextlib.asynccontextmanager
     async def _http(self, view: View) -> AsyncIterator[str | None]:
@@ -152,6 +167,12 @@ class Coordinator:
             yield await server.start()
         finally:
             await server.stop()
+
+
+def steady_unix_time() -> Callable[[], float]:
+    """A clock that agrees with the machine's now, and does not jump when that is set."""
+    anchor = time.time() - time.monotonic()
+    return lambda: anchor + time.monotonic()
 
 
 async def _until_end(
@@ -173,6 +194,25 @@ async def _until_end(
         for task in tasks:
             task.cancel()
         await asyncio.gather(stopped, *tasks, return_exceptions=True)
+
+
+async def call_back(engine: Engine, members: Members, place: Place) -> None:
+    """Connect to the servers that were there before a start: after a long outage their p2pd hardly dials any more, and
+    a connection is good both ways. Never ends.
+    """
+    end = time.monotonic() + RETURN_S
+    while time.monotonic() < end:
+        for server in list(engine.core.servers.values()):
+            if members.get(server.peer) is None:
+                with contextlib.suppress(ControlLost):
+                    await connect(place.network.p2p, _addresses_of(server))
+        await asyncio.sleep(_CALL_BACK_S)
+    await asyncio.Event().wait()
+
+
+def _addresses_of(server: Server) -> list[str]:
+    """What it said of itself, as far as it is about itself."""
+    return [each for each in server.register.addresses if each.endswith(f"/p2p/{server.peer}")][:_MAX_CALLED]
 
 
 async def _lose_the_lost(engine: Engine, members: Members) -> None:

@@ -1,7 +1,8 @@
 """The core, driven live: the clock, the journal and the thread for plans that it has none of itself.
 
 Each event is applied at once and its actions are carried out when the event is on the disk, in order. So whatever a
-member has been told is still known after a restart.
+member has been told is still known after a restart. An event that the core cannot take is refused: the core is made
+again from what is on the disk, as if the event had never come.
 """
 
 import asyncio
@@ -15,6 +16,8 @@ from geopetals.coordinator.core.actions import Action, Admitted, Explained, Make
 from geopetals.coordinator.core.events import (
     Event,
     PlanMade,
+    Restarted,
+    ServerLeft,
     SessionClosed,
     Tick,
     event_from_dict,
@@ -23,6 +26,7 @@ from geopetals.coordinator.core.planner import make_plan
 from geopetals.coordinator.core.plans import Layout, Plans
 from geopetals.coordinator.journal import Entry, Journal
 from geopetals.coordinator.store import SessionRow, Snapshot, Store, StoreError
+from geopetals.errors import ServerRefused
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +38,15 @@ _SNAPSHOT_S = 300.0
 Clock = Callable[[], float]
 
 
+class Unfit(ServerRefused):
+    """The core cannot take what a member says; nothing has changed."""
+
+
 class Engine:
     """Feeds events to the core. `now` is Unix time that never goes back, also over restarts.
 
-    `perform` carries out actions, on the event loop; it must not wait and must not raise. The store is the engine's
-    alone: its thread writes to it.
+    `perform` carries out actions, on the event loop; it must not wait. The store is the engine's alone: its thread
+    writes to it.
     """
 
     def __init__(self, core: Core, store: Store, *, clock: Clock) -> None:
@@ -49,6 +57,7 @@ class Engine:
         self._recovered = False
         self._number = 0
         self._last = 0.0
+        self._ahead_s = 0.0
         self._since_snapshot = 0
         self._snapshot_at = clock()
         self._planning: set[asyncio.Task[None]] = set()
@@ -69,7 +78,7 @@ class Engine:
         return self._unmade is not None
 
     def now(self) -> float:
-        self._last = max(self._last, self._clock())
+        self._last = max(self._last, self._clock() + self._ahead_s)
         return self._last
 
     def recover(self) -> int:
@@ -87,29 +96,40 @@ class Engine:
             ) from error
 
     def _recover(self) -> int:
+        replayed = self._replay()
+        self._ahead_s = max(0.0, self._last - self._clock())
+        self._recovered = True
+        if self._unmade is not None:
+            self._start_plan(self._unmade)
+        return replayed
+
+    def _replay(self) -> int:
+        """Everything that is on the disk, into a new core."""
         snapshot = self._store.latest_snapshot()
         if snapshot is not None:
             self.core.restore(snapshot.body)
             self._number, self._last = snapshot.number, snapshot.at
         replayed = 0
         for logged in self._store.events(after=self._number):
-            actions = self.core.apply(self._note_plan(event_from_dict(logged.body)), logged.at)
-            self._note_unmade(actions)
+            event = event_from_dict(logged.body)
+            self._note_plan(event, self.core.apply(event, logged.at))
             self._number, self._last = logged.number, logged.at
             replayed += 1
-        self._recovered = True
-        if self._unmade is not None:
-            self._start_plan(self._unmade)
         return replayed
 
-    def apply(self, event: Event) -> None:
-        """Actions follow by `perform` once the event is durable."""
-        self._add(event, None)
+    def restarted(self) -> None:
+        """To be said once after `recover`, when members can be heard: none of them could be while nobody listened."""
+        self.apply(Restarted())
+
+    def apply(self, event: Event) -> bool:
+        """Actions follow by `perform` once the event is durable. False: the core cannot take it; nothing follows."""
+        return self._add(event, None)
 
     async def settle(self, event: Event) -> None:
-        """The same, and wait until its actions have been carried out."""
+        """The same, and wait until its actions have been carried out. Raises Unfit."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._add(event, done)
+        if not self._add(event, done):
+            raise Unfit("the coordinator cannot work with this request.")
         await done
 
     async def run(self) -> None:
@@ -123,37 +143,76 @@ class Engine:
         for task in self._planning:
             task.cancel()
         if self._recovered:
-            self._add(Tick(), None, snapshot=True)
+            self._add(Restarted(), None, snapshot=True)
         await self._journal.close()
 
-    def _add(self, event: Event, done: "asyncio.Future[None] | None", *, snapshot: bool = False) -> None:
+    def _add(self, event: Event, done: "asyncio.Future[None] | None", *, snapshot: bool = False) -> bool:
         now = self.now()
-        actions = self.core.apply(self._note_plan(event), now)
-        self._note_unmade(actions)
+        try:
+            actions = self.core.apply(event, now)
+        except Exception:
+            log.exception("coordinator.event_refused event=%.300s", event)
+            self._take_back()
+            if isinstance(event, Tick):
+                self._drop_newest_server()
+            return False
+        self._note_plan(event, actions)
         self._number += 1
         entry = Entry(self._number, now, event, actions)
         _note_rows(entry, event, actions, now)
-        if snapshot or self._snapshot_due(now):
+        if self._snapshot_due(now) or snapshot:
             entry.snapshot = self._take_snapshot(now)
         if actions or done is not None:
             entry.then = lambda: self._carry_out(actions, done)
         self._journal.add(entry)
+        return True
+
+    def _take_back(self) -> None:
+        """Make the core again, for an exception in the middle of an event has left it half changed.
+
+        A snapshot is due at once, so that the next time costs little.
+        """
+        if not self._journal.flush():
+            return
+        before, self.core = self.core, Core(self.core.model, self.core.settings)
+        try:
+            self._number, self._unmade = 0, None
+            self._replay()
+        except Exception as error:
+            log.exception("coordinator.not_taken_back")
+            self.core = before
+            self._journal.give_up(error)
+        self._since_snapshot = _SNAPSHOT_EVENTS
+
+    def _drop_newest_server(self) -> None:
+        """When time itself cannot pass any more, what was taken in last is the likeliest reason."""
+        newest = next((peer for peer in reversed(self.core.servers) if self.core.hears(peer)), None)
+        if newest is not None:
+            self._add(ServerLeft(peer=newest), None)
 
     def _carry_out(self, actions: tuple[Action, ...], done: "asyncio.Future[None] | None") -> None:
-        for action in actions:
+        try:
+            for action in actions:
+                self._carry_out_one(action)
+        finally:
+            if done is not None and not done.done():
+                done.set_result(None)
+
+    def _carry_out_one(self, action: Action) -> None:
+        try:
             if isinstance(action, MakePlan):
                 self._start_plan(action)
             else:
                 self.perform(action)
-        if done is not None and not done.done():
-            done.set_result(None)
+        except Exception:
+            log.exception("coordinator.not_performed action=%.300s", action)
 
-    def _note_plan(self, event: Event) -> Event:
-        if isinstance(event, PlanMade):
+    def _note_plan(self, event: Event, actions: tuple[Action, ...]) -> None:
+        """Which plan is still to be made."""
+        unmade = self._unmade
+        is_made = isinstance(event, PlanMade) and unmade is not None and event.plans.number >= unmade.number
+        if is_made or isinstance(event, Restarted):
             self._unmade = None
-        return event
-
-    def _note_unmade(self, actions: tuple[Action, ...]) -> None:
         for action in actions:
             if isinstance(action, MakePlan):
                 self._unmade = action

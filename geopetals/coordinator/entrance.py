@@ -17,6 +17,8 @@ _TICKET_LEAST_S, _TICKET_TIMES = 3600.0, 4.0
 """A ticket opens caches for so long, or so many times what its session should take: recovery needs it until then."""
 _STANDBY_S = 6 * 3600.0
 _STANDBY_TOKENS = 4096
+_RESUME_S = 86400.0
+"""After its ticket has expired a session can still be resumed for so long: it may run for longer than was expected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,10 @@ class Entrance:
         self.authority, self.facts = authority, facts
         self._clock = clock
         self.digest = digest_of(facts.identity)
+
+    def now(self) -> float:
+        """Unix time, with which credentials expire; the engine's is another when this machine's clock was set."""
+        return self._clock()
 
     def admit(self, hello: Hello, peer_id: str) -> Certificate:
         """Raises NotAdmitted, or ServerRefused for a member of another version."""
@@ -86,11 +92,11 @@ class Entrance:
         )
 
     def read_ticket(self, data: bytes, client: str) -> Ticket:
-        """Raises NotAdmitted."""
+        """Of a session that is resumed. Raises NotAdmitted."""
         return Ticket.verify(
             data,
             self.authority.trust,
-            now=self._clock(),
+            now=self._clock() - _RESUME_S,
             peer_id=client,
             swarm=self.facts.swarm,
             model_digest=self.digest,

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,13 +44,26 @@ class Journal:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._loop = asyncio.get_running_loop()
-        self._entries: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
+        self._entries: queue.SimpleQueue[Entry | threading.Event | None] = queue.SimpleQueue()
         self.failed: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name="geopetals-journal", daemon=True)
         self._thread.start()
 
     def add(self, entry: Entry) -> None:
         self._entries.put(entry)
+
+    def flush(self) -> bool:
+        """Wait until all is on the disk; the store may be read until the next entry. False: the disk takes no more."""
+        written = threading.Event()
+        self._entries.put(written)
+        while not written.wait(_LINGER_S):
+            if not self._thread.is_alive():
+                return False
+        return True
+
+    def give_up(self, error: Exception) -> None:
+        """End the coordinator: what is on the disk cannot be gone on with."""
+        self._fail(error)
 
     async def close(self) -> None:
         """Write what is there, and end."""
@@ -59,32 +73,41 @@ class Journal:
     def _run(self) -> None:
         is_last = False
         while not is_last:
-            batch, is_last = self._gather()
-            if not batch:
-                continue
-            try:
-                self._write(batch)
-            except Exception as error:
-                log.exception("journal.failed")
-                self._tell(self._fail, error)
+            batch, end = self._gather()
+            is_last = end is None
+            if batch and not self._try_to_write(batch):
                 return
-            calls = [entry.then for entry in batch if entry.then is not None]
-            if calls:
-                self._tell(_call_all, calls)
+            if isinstance(end, threading.Event):
+                end.set()
 
-    def _gather(self) -> tuple[list[Entry], bool]:
-        """Everything there is, once somebody waits for it or it has lingered; True if nothing comes after it."""
+    def _try_to_write(self, batch: list[Entry]) -> bool:
+        try:
+            self._write(batch)
+        except Exception as error:
+            log.exception("journal.failed")
+            self._tell(self._fail, error)
+            return False
+        calls = [entry.then for entry in batch if entry.then is not None]
+        if calls:
+            self._tell(_call_all, calls)
+        return True
+
+    def _gather(self) -> tuple[list[Entry], "Entry | threading.Event | None"]:
+        """Everything there is, once somebody waits for it or the first has lingered, and what ended it: the last entry,
+        an event to set when all is written, or None if nothing comes any more.
+        """
+        entry = self._entries.get()
         batch: list[Entry] = []
-        timeout: float | None = None
-        while True:
-            try:
-                entry = self._entries.get(timeout=timeout)
-            except queue.Empty:
-                return batch, False
-            if entry is None:
-                return batch, True
+        until = time.monotonic() + _LINGER_S
+        while isinstance(entry, Entry):
             batch.append(entry)
-            timeout = 0.0 if timeout == 0.0 or entry.then is not None else _LINGER_S
+            if entry.then is not None:
+                until = 0.0
+            try:
+                entry = self._entries.get(timeout=max(until - time.monotonic(), 0.0))
+            except queue.Empty:
+                break
+        return batch, entry
 
     def _write(self, batch: list[Entry]) -> None:
         self._store.write(

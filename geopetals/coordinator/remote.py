@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from geopetals.coordinator import messages
 from geopetals.coordinator.messages import Hello
+from geopetals.coordinator.packed import unpack_answer
 from geopetals.coordinator.tokens import token_file
 from geopetals.credentials.certificate import Role
 from geopetals.errors import NetworkError, SwarmFailure, TokenError, UnsupportedInput
@@ -78,7 +79,7 @@ class SwarmSource:
             channel = await dial(network.p2p, coordinator.peer_id, on_call=_answer_nothing, on_notify=_hear_nothing)
             hello = Hello(version=messages.VERSION, role="admin", token=self._token.credential)
             await channel.call("hello", hello.to_dict())
-            answer = await channel.call(method, body, timeout_s=_TIMEOUT_S)
+            answer = unpack_answer(await channel.call(method, body, timeout_s=_TIMEOUT_S))
             channel.close()
             return answer
         finally:

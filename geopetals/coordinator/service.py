@@ -9,7 +9,7 @@ from geopetals.coordinator.admin import Admin
 from geopetals.coordinator.desk import Desk
 from geopetals.coordinator.engine import Engine
 from geopetals.coordinator.entrance import Entrance
-from geopetals.coordinator.members import Allowance, Member, Members
+from geopetals.coordinator.members import Allowance, Member, Members, new_allowances
 from geopetals.coordinator.messages import Hello
 from geopetals.credentials.refusal import Refusal, refused
 from geopetals.errors import Busy, TokenError
@@ -56,19 +56,28 @@ class Service:
     ) -> tuple[Member, dict[str, Any]]:
         """Raises NotAdmitted, ServerRefused, Busy or MessageError."""
         hello = Hello.from_dict(body)
+        self._members.check_not_shunned(channel.peer_id, self._engine.now())
         certificate = self._entrance.admit(hello, channel.peer_id)
         welcome = self._entrance.welcome(certificate, hello.role)
         if member is None:
             if len(self._members) >= _MAX_MEMBERS:
                 raise Busy("the coordinator takes no more members.", retry_after_s=60.0)
+            self._check_seats(channel.peer_id, certificate.token_id)
             member = self._enter(channel, hello, certificate.token_id)
         elif member.role != hello.role:
             raise refused(Refusal.WRONG_ROLE, "a member keeps its role: open another channel for another one.")
         member.expires_at, member.trust = certificate.expires_at, welcome.trust
         return member, welcome.to_dict()
 
+    def _check_seats(self, peer_id: str, token_id: str) -> None:
+        before = self._members.get(peer_id)
+        is_back = before is not None and before.token_id == token_id
+        if not is_back and self._members.count_of(token_id) >= self._entrance.authority.peers_per_token:
+            raise Busy("too many members use this join token: ask for another one.", retry_after_s=60.0)
+
     def _enter(self, channel: ControlChannel, hello: Hello, token_id: str) -> Member:
         now = self._engine.now()
+        calls, traffic = new_allowances(now)
         member = Member(
             peer_id=channel.peer_id,
             role=hello.role,
@@ -76,9 +85,13 @@ class Service:
             expires_at=0.0,
             channel=channel,
             since=now,
-            allowance=Allowance(now),
+            allowance=calls,
+            traffic=traffic,
         )
         self._strangers -= 1
+        before = self._members.get(member.peer_id)
+        if before is not None and before.role != member.role:
+            self._desk.lose(before)
         self._members.put(member)
         self._desk.enter(member)
         log.info("member.joined peer=%s role=%s token=%s", short_peer(channel.peer_id), hello.role, token_id)

@@ -30,6 +30,8 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
 _KEPT_SNAPSHOTS = 3
 _KEPT_EVENTS = 500_000
 _KEPT_SESSIONS = 200_000
+_KEPT_HISTORY = 100_000
+_MOST_BYTES = 2**30
 
 
 class StoreError(GeoPetalsError):
@@ -206,6 +208,29 @@ class Store:
         )
         database.execute("DELETE FROM events WHERE number <= ?", (snapshot.number - _KEPT_EVENTS,))
         database.execute("DELETE FROM sessions WHERE id <= (SELECT max(id) FROM sessions) - ?", (_KEPT_SESSIONS,))
+        database.execute("DELETE FROM history WHERE number <= (SELECT max(number) FROM history) - ?", (_KEPT_HISTORY,))
+        while self._used_bytes() > _MOST_BYTES and self._drop_oldest():
+            pass
+
+    def _used_bytes(self) -> int:
+        """What is freed is used again: the file grows no more."""
+        names = ("page_count", "freelist_count", "page_size")
+        count, free, size = (self._database.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
+        return int((count - free) * size)
+
+    def _drop_oldest(self) -> bool:
+        """A quarter of the events that no snapshot needs, or of old sessions and history; False: nothing is left."""
+        database = self._database
+        needed = database.execute("SELECT min(number) FROM snapshots").fetchone()[0]
+        tables = (("events", "number", needed), ("sessions", "id", None), ("history", "number", None))
+        dropped = 0
+        for table, key, most in tables:
+            first, last = database.execute(f"SELECT min({key}), max({key}) FROM {table}").fetchone()
+            if first is None:
+                continue
+            upto = first + (last - first) // 4 if most is None else min(first + (last - first) // 4, most)
+            dropped += database.execute(f"DELETE FROM {table} WHERE {key} <= ?", (upto,)).rowcount
+        return dropped > 0
 
     def _migrate(self) -> None:
         """The number of migrations that a database has seen is its schema's version."""

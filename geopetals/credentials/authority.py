@@ -12,7 +12,7 @@ from geopetals.credentials.ledger import Ledger, LedgerChange, LedgerFile, Swarm
 from geopetals.credentials.refusal import Refusal, refused
 from geopetals.credentials.ticket import Ticket
 from geopetals.credentials.trust import MAX_REVOKED, SKEW_S, TOKEN_ID_BYTES, Trust
-from geopetals.errors import TokenError
+from geopetals.errors import Busy, TokenError
 from geopetals.join_token import MAX_PEERS, MAX_TOKEN_CHARACTERS, CoordinatorAddress, JoinToken, read_credential
 from geopetals.swarm.identity import ModelIdentity
 
@@ -24,15 +24,23 @@ TOKEN_LIFE_S = 30 * 86400.0
 _MAX_KEYS = 4
 _MAX_TOKENS = 10_000
 _MAX_NAME = 100
+PEERS_PER_TOKEN = 256
 _MAX_ADDRESSES, _MAX_RELAYS = 4, 4
 
 
 class Authority:
     """The keys, the ledger of join tokens and the trust list of one swarm."""
 
-    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
-        """Opens the ledger in `folder`, which is made with its first key if it is not there. Raises TokenError."""
+    def __init__(
+        self, folder: Path, *, clock: Callable[[], float] = time.time, peers_per_token: int = PEERS_PER_TOKEN
+    ) -> None:
+        """Opens the ledger in `folder`, which is made with its first key if it is not there. Raises TokenError.
+
+        `peers_per_token`: so many servers may have certificates behind one join token, and so many members be there.
+        """
         _make_folder(folder)
+        self.peers_per_token = peers_per_token
+        self._seats: dict[str, dict[str, float]] = {}
         self._file, self._clock = LedgerFile(folder), clock
         with self._file.changing() as change:
             if change.ledger is None:
@@ -182,7 +190,21 @@ class Authority:
         if entry is None or entry.role is not token.role:
             raise refused(Refusal.FORGED, "the join token is not one that this coordinator gave out.")
         self.trust.check_token(entry.id, "membership")
-        return self._certificate(entry.role, entry.id, peer_id, entry.expires_at, now)
+        certificate = self._certificate(entry.role, entry.id, peer_id, entry.expires_at, now)
+        self._take_seat(certificate, now)
+        return certificate
+
+    def _take_seat(self, certificate: Certificate, now: float) -> None:
+        """Certificates of servers and relays stand in everybody's records until they expire. Raises Busy."""
+        if certificate.role not in (Role.SERVER, Role.RELAY):
+            return
+        taken = self._seats.setdefault(certificate.token_id, {})
+        if certificate.peer_id not in taken and len(taken) >= self.peers_per_token:
+            taken = {peer: until for peer, until in taken.items() if until >= now}
+            self._seats[certificate.token_id] = taken
+            if len(taken) >= self.peers_per_token:
+                raise Busy("too many machines have joined with this token: ask for another one.", retry_after_s=3600.0)
+        taken[certificate.peer_id] = certificate.expires_at
 
     def _entry(self, token_id: str) -> TokenEntry | None:
         return next((entry for entry in self._ledger.tokens if entry.id == token_id), None)
@@ -195,7 +217,9 @@ class Authority:
         entry = self._entry(old.token_id)
         if entry is None or now > entry.expires_at + SKEW_S:
             raise refused(Refusal.EXPIRED, "the join token behind this membership has expired: ask for a new one.")
-        return self._certificate(entry.role, entry.id, peer_id, entry.expires_at, now)
+        renewed = self._certificate(entry.role, entry.id, peer_id, entry.expires_at, now)
+        self._take_seat(renewed, now)
+        return renewed
 
     def _certificate(self, role: Role, token_id: str, peer_id: str, until: float, now: float) -> Certificate:
         return Certificate(

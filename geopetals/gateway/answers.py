@@ -2,14 +2,21 @@
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from geopetals.gateway.generation import Delta, FinishReason, Order
 from geopetals.gateway.sampler import Chosen
 
-TokenText = Callable[[int], str]
+
+class TokenNames(Protocol):
+    """What a token is called in lists of probabilities."""
+
+    def text(self, token: int) -> str: ...
+
+    def raw(self, token: int) -> bytes:
+        """Its bytes, which may be a part of a character."""
 
 
 @dataclass(slots=True)
@@ -35,9 +42,9 @@ def usage(orders: Sequence[Order], generated: int, *, choices: int) -> dict[str,
 class Chat:
     """Bodies of /v1/chat/completions."""
 
-    def __init__(self, model: str, token_text: TokenText, *, logprobs: bool) -> None:
+    def __init__(self, model: str, names: TokenNames, *, logprobs: bool) -> None:
         self._head = _head("chatcmpl", model)
-        self._token_text, self._logprobs = token_text, logprobs
+        self._names, self._logprobs = names, logprobs
 
     def whole(self, choices: Sequence[Choice], used: dict[str, int]) -> dict[str, Any]:
         return {
@@ -83,16 +90,15 @@ class Chat:
         return {"content": content, "refusal": None}
 
     def _named(self, token: int, logprob: float | None) -> dict[str, Any]:
-        text = self._token_text(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        return {"token": self._names.text(token), "logprob": logprob, "bytes": list(self._names.raw(token))}
 
 
 class Completions:
     """Bodies of /v1/completions."""
 
-    def __init__(self, model: str, token_text: TokenText, *, logprobs: bool) -> None:
+    def __init__(self, model: str, names: TokenNames, *, logprobs: bool) -> None:
         self._head = {**_head("cmpl", model), "object": "text_completion"}
-        self._token_text, self._logprobs = token_text, logprobs
+        self._names, self._logprobs = names, logprobs
         self._offsets: dict[int, int] = {}
 
     def whole(self, choices: Sequence[Choice], used: dict[str, int]) -> dict[str, Any]:
@@ -119,7 +125,7 @@ class Completions:
     def _of(self, index: int, chosen: Sequence[Chosen]) -> dict[str, Any] | None:
         if not self._logprobs:
             return None
-        texts = [self._token_text(each.token) for each in chosen]
+        texts = [self._names.text(each.token) for each in chosen]
         offsets = []
         for text in texts:
             offsets.append(self._offsets.get(index, 0))
@@ -127,9 +133,16 @@ class Completions:
         return {
             "tokens": texts,
             "token_logprobs": [each.logprob for each in chosen],
-            "top_logprobs": [{self._token_text(token): value for token, value in each.top} for each in chosen],
+            "top_logprobs": [self._top(each) for each in chosen],
             "text_offset": offsets,
         }
+
+    def _top(self, chosen: Chosen) -> dict[str, float]:
+        """Of tokens that read alike the likeliest."""
+        found: dict[str, float] = {}
+        for token, logprob in chosen.top:
+            found.setdefault(self._names.text(token), logprob)
+        return found
 
 
 def _head(prefix: str, model: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Gateway:
         return Starlette(
             routes=routes,
             middleware=[cors] if self._origins else [],
-            exception_handlers={HTTPException: _http_error, Exception: _bug},
+            exception_handlers={HTTPException: _http_error},
         )
 
     # -- routes --------------------------------------------------------------------------------------------------------
@@ -86,11 +86,11 @@ class Gateway:
         return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
 
     async def _chat(self, request: Request) -> Response:
-        asked = read_request(await self._body(request), ChatRequest)
+        asked = await asyncio.to_thread(read_request, await self._body(request), ChatRequest)
         return await self._generate(request, asked, Chat)
 
     async def _completions(self, request: Request) -> Response:
-        asked = read_request(await self._body(request), CompletionRequest)
+        asked = await asyncio.to_thread(read_request, await self._body(request), CompletionRequest)
         return await self._generate(request, asked, Completions)
 
     def _card(self, name: str) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Gateway:
     async def _generate(self, request: Request, asked: AnyRequest, form: type[Chat] | type[Completions]) -> Response:
         orders = await asyncio.to_thread(self._engine.orders, asked)
         self._engine.require_room(len(orders))
-        answer = form(asked.model, self._engine.token_text, logprobs=asked.num_logprobs is not None)
+        answer = form(asked.model, self._engine.token_names, logprobs=asked.num_logprobs is not None)
         if not asked.stream:
             return JSONResponse(await _unless_gone(request, self._whole(asked, orders, answer)))
         events = self._events(asked, orders, answer)
@@ -196,8 +196,9 @@ class Gateway:
                 response = _error(error)
             except ClientDisconnect:
                 response = Response(status_code=499)
-            metrics.API_REQUESTS.labels(request.scope["route"].path, str(response.status_code)).inc()
-            return response
+            except Exception as error:  # noqa: BLE001 - strangers hear nothing of it
+                response = _error(_bug(error))
+            return _counted(request.scope["route"].path, response)
 
         return answered
 
@@ -206,7 +207,7 @@ class Gateway:
             return
         kind, _, given = request.headers.get("authorization", "").partition(" ")
         # All are compared, each in constant time: how long it takes tells nothing of any of them.
-        matches = [hmac.compare_digest(given.strip().encode(), key) for key in self._keys]
+        matches = [hmac.compare_digest(given.strip(" \t").encode("latin-1"), key) for key in self._keys]
         if kind.lower() != "bearer" or not any(matches):
             raise ApiError(401, "the API key is missing or wrong.", code="invalid_api_key")
 
@@ -237,8 +238,8 @@ async def _again(first: bytes, events: AsyncGenerator[bytes]) -> AsyncGenerator[
         yield first
         async for event in events:
             yield event
-    except ApiError as error:
-        yield _event(error.envelope())
+    except Exception as error:  # noqa: BLE001 - whatever it is, the reader hears that it is over
+        yield _event((error if isinstance(error, ApiError) else _bug(error)).envelope())
         yield _DONE
     finally:
         await events.aclose()
@@ -292,9 +293,16 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """An unknown path, or a method that is not for it."""
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}."
-    return _error(ApiError(error.status_code, message, code="unknown_url" if error.status_code == 404 else None))
+    code = "unknown_url" if error.status_code == 404 else None
+    return _counted("other", _error(ApiError(error.status_code, message, code=code)))
 
 
-async def _bug(request: Request, error: Exception) -> Response:
+def _counted(path: str, response: Response) -> Response:
+    metrics.API_REQUESTS.labels(path, str(response.status_code)).inc()
+    return response
+
+
+def _bug(error: Exception) -> ApiError:
     """The traceback is in the log; strangers hear nothing of it."""
-    return _error(ApiError(500, "internal error: the gateway's log says more.", code="internal_error"))
+    log.error("request.failed", exc_info=error)
+    return ApiError(500, "internal error: the gateway's log says more.", code="internal_error")

@@ -9,13 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import GenerationConfig
+
 from geopetals import metrics
 from geopetals.client.model import DistributedModel
-from geopetals.errors import GeoPetalsError
+from geopetals.errors import GeoPetalsError, SwarmFailure
 from geopetals.gateway.errors import ApiError, api_error
-from geopetals.gateway.generation import Delta, Generation, Order
+from geopetals.gateway.generation import Delta, Generation, Order, eos_tokens
 from geopetals.gateway.requests import AnyRequest, ChatRequest
 from geopetals.gateway.sampler import Sampling
+from geopetals.gateway.token_names import Names
 
 _NEWEST = 0.2
 _UNKNOWN_S = 10.0
@@ -36,9 +39,15 @@ class Engine:
     """The model behind the API. Lives on the event loop; generates in threads."""
 
     def __init__(self, model: DistributedModel, tokenizer: Any, *, names: Sequence[str], limits: Limits) -> None:
+        """The model's own generation settings are put aside: a request says how it wants to be answered."""
         self.names, self.limits = tuple(names), limits
+        self.token_names = Names(tokenizer)
         self.started_at = int(time.time())
         self._model, self._tokenizer = model, tokenizer
+        self._eos = frozenset(eos_tokens(model, tokenizer))
+        model.generation_config = GenerationConfig()  # generate() fills what a request leaves open from it
+        self._generations: set[Generation] = set()
+        self._is_ending = False
         self._threads = ThreadPoolExecutor(limits.running, thread_name_prefix="generation")
         self._encoding = threading.Lock()  # fast tokenizers refuse to be used by two threads at once
         self._places = asyncio.Semaphore(limits.running)
@@ -48,6 +57,12 @@ class Engine:
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def give_up(self) -> None:
+        """End all answers with an error, those that wait for a place too."""
+        self._is_ending = True
+        for generation in self._generations:
+            generation.cancel()
 
     async def health(self) -> None:
         """Raises ApiError while no chain of servers covers the model."""
@@ -75,14 +90,18 @@ class Engine:
     @contextlib.asynccontextmanager
     async def generate(self, order: Order) -> AsyncIterator[Generation]:
         """Waits for a place. The generation is cancelled, and its cache freed, when the block is left."""
-        generation = Generation(order, self._model, self._tokenizer)
+        generation = Generation(order, self._model, self._tokenizer, self._eos)
         async with self._place():
+            if self._is_ending:
+                raise api_error(SwarmFailure("the gateway is being stopped: ask again later, or another one."))
+            self._generations.add(generation)
             began = time.monotonic()
             task = asyncio.get_running_loop().run_in_executor(self._threads, generation.run)
             try:
                 yield generation
             finally:
                 generation.cancel()
+                self._generations.discard(generation)
                 await asyncio.shield(task)  # the place is free when the thread is
                 self._note(time.monotonic() - began)
 
@@ -102,7 +121,10 @@ class Engine:
             metrics.GENERATION_TOKENS.inc(generation.tokens)
 
     def require_room(self, choices: int) -> None:
-        """Raises ApiError 429 that says when to come again."""
+        """Raises ApiError: 429 that says when to come again, 400 where no waiting helps."""
+        most = max(self.limits.running, self.limits.waiting)
+        if choices > most:
+            raise ApiError(400, f"{choices} answers are more than the {most} that are taken here.", param="n")
         if self.waiting + choices <= self.limits.waiting or (
             self.running + choices <= self.limits.running and not self.waiting
         ):
@@ -115,10 +137,6 @@ class Engine:
             code="too_many_requests",
             retry_after_s=wait_s,
         )
-
-    def token_text(self, token: int) -> str:
-        text: str = self._tokenizer.decode([token])
-        return text
 
     @contextlib.asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:

@@ -6,11 +6,10 @@ from typing import Any
 from geopetals.errors import GeoPetalsError, NetworkError, NoChain, ServerFull, UnsupportedInput
 
 _TYPES = {
-    400: "invalid_request_error",
     401: "authentication_error",
     404: "not_found_error",
-    413: "invalid_request_error",
     429: "rate_limit_error",
+    500: "api_error",
 }
 _FULL_RETRY_S = 10.0
 """Where nobody can say when there will be room again."""
@@ -40,7 +39,7 @@ class ApiError(Exception):
         return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
 
     def envelope(self) -> dict[str, Any]:
-        kind = _TYPES.get(self.status, "api_error" if self.status == 500 else "service_unavailable")
+        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "service_unavailable")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 

@@ -10,6 +10,8 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from geopetals.client.model import DistributedModel
+from geopetals.client.runtime import Interruption
+from geopetals.errors import SwarmFailure
 from geopetals.gateway.sampler import Chosen, Sampler, Sampling
 from geopetals.gateway.text import Detokenizer, StopScanner
 
@@ -50,20 +52,23 @@ class _Written:
 class Generation:
     """Deltas come out of `deltas()` on the event loop; `run()` makes them in another thread; `cancel()` is for both."""
 
-    def __init__(self, order: Order, model: DistributedModel, tokenizer: Any) -> None:
+    def __init__(self, order: Order, model: DistributedModel, tokenizer: Any, eos: frozenset[int]) -> None:
+        """`eos`: tokens that end an answer."""
         self.order = order
         self.tokens = 0
-        self._model, self._tokenizer = model, tokenizer
+        self._model, self._tokenizer, self._eos = model, tokenizer, eos
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Delta | BaseException] = asyncio.Queue()
         self._cancelled = threading.Event()
+        self._interruption = Interruption()
 
     def cancel(self) -> None:
-        """End it: at its next token, or before it has begun."""
+        """End it now, whatever it waits for; what it holds is freed. Never waits."""
         self._cancelled.set()
+        self._interruption.interrupt()
 
     async def deltas(self) -> AsyncIterator[Delta]:
-        """Raises what `run()` raised."""
+        """Raises what `run()` raised, and SwarmFailure if that came to no end."""
         while True:
             item = await self._queue.get()
             if isinstance(item, BaseException):
@@ -78,22 +83,31 @@ class Generation:
             if not self._cancelled.is_set():
                 self._generate()
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever reads the deltas
-            self._put(error)
+            if not self._cancelled.is_set():
+                self._put(error)
+                return
+        self._put(SwarmFailure("the answer was ended before it was complete: ask again."))
 
     def _generate(self) -> None:
-        eos = frozenset(eos_tokens(self._model, self._tokenizer))
-        written = _Written(Detokenizer(self._decode), StopScanner(self.order.stops), eos)
-        ids = torch.tensor([self.order.prompt], device=self._model.device)
-        self._model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=self._config(written.eos),
-            logits_processor=[Sampler(self.order.sampling, lambda chosen: self._take(chosen, written))],
-            stopping_criteria=StoppingCriteriaList([_Over(lambda: written.is_over or self._cancelled.is_set())]),
-        )
+        order = self.order
+        written = _Written(Detokenizer(self._decode, order.prompt), StopScanner(order.stops), self._eos)
+        ids = torch.tensor([order.prompt], device=self._model.device)
+        length = len(order.prompt) + order.max_tokens
+        # The session is closed outside of the interruption: that is how its cache is freed.
+        with (
+            self._model.inference_session(max_length=length, output_tokens=order.max_tokens) as session,
+            self._interruption.active(),
+        ):
+            self._model.generate(
+                ids,
+                session=session,
+                generation_config=self._config(written.eos),
+                logits_processor=[Sampler(order.sampling, lambda chosen: self._take(chosen, written))],
+                stopping_criteria=StoppingCriteriaList([_Over(lambda: written.is_over or self._cancelled.is_set())]),
+            )
 
     def _config(self, eos: frozenset[int]) -> GenerationConfig:
-        """Nothing of the model's own settings: a request says how it wants to be answered."""
+        """A request says how it wants to be answered. What is None here comes from the model's own settings."""
         return GenerationConfig(
             max_new_tokens=self.order.max_tokens,
             do_sample=False,

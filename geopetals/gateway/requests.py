@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from geopetals.gateway.errors import ApiError
 
 MOST_CHOICES, MOST_STOPS, MOST_PROMPTS = 8, 4, 16
+_MOST_MESSAGES = 4096
+_MOST_TOKENS = 10**6
 _MOST_STOP_CHARACTERS = 200
 _UNSUPPORTED = {
     "tools": (None, []),
@@ -23,12 +25,23 @@ _UNSUPPORTED = {
     "best_of": (None, 1),
     "echo": (None, False),
     "prediction": (None,),
+    "function_call": (None, "none", "auto"),
+    "tool_choice": (None, "none", "auto"),
+    "reasoning_effort": (None, "none"),
+    "top_k": (None, -1, 0),
+    "min_p": (None, 0),
+    "repetition_penalty": (None, 1),
+    "min_tokens": (None, 0),
+    "ignore_eos": (None, False),
+    "stop_token_ids": (None, []),
 }
 
 Kind = TypeVar("Kind", bound="GenerationRequest")
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Token = Annotated[int, Field(ge=0)]
+# The first mistake is enough: one error for each of a million elements takes a gigabyte.
+Tokens = Annotated[list[Token], Field(min_length=1, max_length=_MOST_TOKENS, fail_fast=True)]
 
 
 class StreamOptions(BaseModel):
@@ -51,7 +64,7 @@ class GenerationRequest(BaseModel):
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS, fail_fast=True)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -68,8 +81,6 @@ class GenerationRequest(BaseModel):
     @classmethod
     def _check_stop(cls, value: str | list[str] | None) -> str | list[str] | None:
         stops = [value] if isinstance(value, str) else value or []
-        if len(stops) > MOST_STOPS:
-            raise ValueError(f"give at most {MOST_STOPS} texts")
         if any(not 0 < len(stop) <= _MOST_STOP_CHARACTERS for stop in stops):
             raise ValueError(f"each text has 1 to {_MOST_STOP_CHARACTERS} characters")
         return value
@@ -100,7 +111,7 @@ class Message(BaseModel):
     model_config = ConfigDict(strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(max_length=_MOST_MESSAGES, fail_fast=True)]
 
     def plain(self) -> dict[str, str]:
         """As chat templates take it, which know no developers."""
@@ -109,7 +120,7 @@ class Message(BaseModel):
 
 
 class ChatRequest(GenerationRequest):
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=_MOST_MESSAGES, fail_fast=True)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool = False
@@ -135,9 +146,9 @@ class ChatRequest(GenerationRequest):
 class CompletionRequest(GenerationRequest):
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
-        | Annotated[list[Token], Field(min_length=1)]
-        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=MOST_PROMPTS)]
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
+        | Tokens
+        | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
     )
     max_tokens: Count = 16
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
@@ -172,6 +183,12 @@ def read_request(body: bytes, kind: type[Kind]) -> Kind:
         raise ApiError(400, "the body is no valid JSON.", code="invalid_json") from None
     if not isinstance(value, dict):
         raise ApiError(400, "the body has to be a JSON object.", code="invalid_json")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ApiError(400, "the body has half a character (a lone surrogate).", code="invalid_json") from None
+    except RecursionError:
+        raise ApiError(400, "the body is nested too deeply.", code="invalid_json") from None
     try:
         return kind.model_validate(value)
     except ValidationError as error:

@@ -7,10 +7,17 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from geopetals.errors import SwarmFailure
+
+_GREEDY_BELOW = 1e-5
+"""Of temperatures: logits over such a small one overflow."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """Temperature 0 is greedy. `seed` None: another one each time. `logprobs`: how many alternatives to name."""
+    """Temperature 0, and hardly more, is greedy. `seed` None: another one each time. `logprobs`: how many alternatives
+    to name.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -32,7 +39,8 @@ class Chosen:
 class Sampler(LogitsProcessor):
     """Chooses the token itself and leaves generate() only that one. For one sequence; `on_token` hears of each.
 
-    Penalties are OpenAI's: subtracted from the logits of tokens that the answer has already.
+    Penalties are OpenAI's: subtracted from the logits of tokens that the answer has already. Raises SwarmFailure for
+    logits that are no numbers.
     """
 
     def __init__(self, sampling: Sampling, on_token: Callable[[Chosen], None]) -> None:
@@ -46,6 +54,8 @@ class Sampler(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         logits = scores[0].float().cpu()
+        if not bool(logits.max().isfinite()):  # one that is no number is the maximum
+            raise SwarmFailure("the swarm has computed values that are no numbers: try again, another chain may do it.")
         chosen = self._choose(logits)
         result = torch.full_like(scores, -torch.inf)
         result[0, chosen] = 0.0
@@ -54,7 +64,7 @@ class Sampler(LogitsProcessor):
 
     def _choose(self, logits: Tensor) -> int:
         temperature, penalised = self._sampling.temperature, self._penalised(logits)
-        token = int(penalised.argmax()) if temperature == 0 else self._draw(penalised / temperature)
+        token = int(penalised.argmax()) if temperature < _GREEDY_BELOW else self._draw(penalised / temperature)
         if self._counts is not None:
             self._counts[token] += 1
         return token

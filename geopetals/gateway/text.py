@@ -4,15 +4,19 @@ from collections.abc import Callable, Sequence
 
 Decode = Callable[[Sequence[int]], str]
 _UNFINISHED = "\ufffd"
+_PROMPT_TOKENS = 6
 
 
 class Detokenizer:
     """Tokens to text, piece by piece. A token may be part of a character, and spaces depend on the token before."""
 
-    def __init__(self, decode: Decode) -> None:
+    def __init__(self, decode: Decode, prompt: Sequence[int] = ()) -> None:
+        """`prompt`: what the text goes on from; without it some tokenizers drop a space at the beginning."""
         self._decode = decode
-        self._tokens: list[int] = []
-        self._context = self._shown = 0
+        self._tokens = list(prompt[-_PROMPT_TOKENS:])
+        if decode(self._tokens).endswith(_UNFINISHED):
+            self._tokens = []
+        self._context, self._shown = 0, len(self._tokens)
 
     def add(self, token: int) -> str:
         """The text that this token completes, often all of its own, sometimes nothing."""

@@ -74,10 +74,13 @@ class Availability:
         return max([self.free_from_s(hop.server, hop.end - hop.start, now, slots_per_block) for hop in chain])
 
     def _of_server(self, server: int, slots_per_block: int) -> list[float]:
-        blocks = self._arcs_of[server].size
+        blocks, ledger = self._arcs_of[server].size, self.ledgers[server]
         if server in self.gone:
             return [float("inf")] * blocks
-        return self.ledgers[server].free_from(blocks * slots_per_block)[slots_per_block - 1 :: slots_per_block]
+        # Only as many as it could ever hold: sessions of any size are asked for.
+        possible = min(blocks, ledger.slots // slots_per_block)
+        free_from_s = ledger.free_from(possible * slots_per_block)[slots_per_block - 1 :: slots_per_block]
+        return free_from_s + [float("inf")] * (blocks - possible)
 
     def _wide_free_from_s(self, slots_per_block: int) -> Floats:
         free_from_s = np.full_like(self._free_from_s, -np.inf)

@@ -44,6 +44,7 @@ class CoordinatedServer:
             reporter=parts.reporter,
             on_connected=self._connected,
         )
+        parts.listing.links = self._member.links
 
     async def run(self) -> None:
         """Raises NotAdmitted and SwarmMismatch if the server may not join."""

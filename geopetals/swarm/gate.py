@@ -169,7 +169,8 @@ class TicketGate:
                     self._released.clear()
                     await self._released.wait()
                 return
-        grant.check()
+        if not self._hold_if_enough(grant):  # both may have come at once: the end of the time, and a release
+            grant.check()
 
     def _hold_if_enough(self, grant: "_TicketGrant") -> bool:
         grants = self._open.setdefault(grant.key, [])

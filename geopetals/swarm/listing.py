@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import heapq
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from geopetals.swarm.holding import Holding, Loader
 from geopetals.swarm.identity import ModelIdentity
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 
 _FAREWELL_TIMEOUT_S = 1.0
 _RETRY_S = 3.0
+_MOST_LINKS = 16
+"""Records are small, and there is one for each block."""
 
 
 class Listing:
@@ -30,6 +33,8 @@ class Listing:
         self._info: ServerInfo | None = None
         self._hashes: dict[int, str] = {}
         self.network = network
+        self.links: Callable[[], Mapping[str, float]] = dict
+        """Round trips in seconds to other servers, by peer id, for clients that no coordinator tells their way."""
 
     async def joining(self, start: int, end: int) -> None:
         """These blocks will be there soon."""
@@ -80,6 +85,7 @@ class Listing:
         if info is None:
             return True
         info.using_relay = network.is_relayed
+        info.next_pings = dict(heapq.nsmallest(_MOST_LINKS, self.links().items(), key=lambda link: link[1])) or None
         try:
             await announce(
                 network.node,

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ from geopetals.coordinator.messages import (
     Span,
     Welcome,
 )
-from geopetals.errors import ControlLost, GeoPetalsError, NotAdmitted, SwarmFailure, SwarmMismatch
+from geopetals.errors import Busy, ControlLost, GeoPetalsError, NotAdmitted, SwarmFailure, SwarmMismatch
 from geopetals.progress import Reporter
 from geopetals.swarm.assignments import Assignments
 from geopetals.swarm.control import ControlChannel, dial
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _REFUSED_DELAY_S = 0.2, 3.0, 30.0
 _FAREWELL_S = 1.0
+_HELLO_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,11 @@ class Member:
         self._greeting: asyncio.Task[None] | None = None
         self._is_member = self._is_told = self._is_leaving = False
         self._delay_s = _FIRST_DELAY_S
+        self._said_hello_at, self._trust_version = 0.0, 0
+
+    def links(self) -> dict[str, float]:
+        """Round trips in seconds that were measured lately, by peer id."""
+        return {sample.peer_id: sample.rtt_s for sample in self._prober.samples()}
 
     def changed(self) -> None:
         """Report soon."""
@@ -147,7 +154,8 @@ class Member:
         await self._say_hello(channel)
         await self._register(channel)
         while not self._is_leaving:
-            await self._report(channel)
+            trust_version = await self._report(channel)
+            await self._renew_certificate(channel, trust_version)
             try:
                 async with asyncio.timeout(REPORT_S):
                     await self._changed.wait()
@@ -170,6 +178,22 @@ class Member:
             raise SwarmMismatch(f"the coordinator's model is another one: {conflict}")
         self._membership.welcomed(welcome.certificate, welcome.trust)
         self._is_member = True
+        self._said_hello_at, self._trust_version = time.monotonic(), welcome.trust_version
+
+    async def _renew_certificate(self, channel: ControlChannel, trust_version: int) -> None:
+        """From time to time, since it expires; and when trust has changed: its key may be about to end."""
+        is_old = time.monotonic() - self._said_hello_at > _HELLO_S
+        if self._is_leaving or not (is_old or trust_version != self._trust_version):
+            return
+        before = self._membership.certificate
+        try:
+            await self._say_hello(channel)
+        except Busy as error:  # after the next report, then
+            log.info("certificate.not_renewed reason=%s", error)
+            return
+        log.info("certificate.renewed trust=%d", self._trust_version)
+        if self._membership.certificate != before:
+            self._start_greeting()
 
     async def _register(self, channel: ControlChannel) -> None:
         network, standing, held = self._place.network, self._assignments.standing, self._service.holding
@@ -188,6 +212,11 @@ class Member:
         self._assignments.adopt(answer)
         self._prober.want(answer.probe)
         self._is_told, self._delay_s = False, _FIRST_DELAY_S
+        self._start_greeting()
+
+    def _start_greeting(self) -> None:
+        if self._greeting is not None:
+            self._greeting.cancel()
         self._greeting = asyncio.create_task(self._greet())
 
     async def _greet(self) -> None:
@@ -197,7 +226,8 @@ class Member:
         except Exception as error:  # noqa: BLE001 - records are renewed in the next round in any case
             log.warning("greeting.failed reason=%r", error)
 
-    async def _report(self, channel: ControlChannel) -> None:
+    async def _report(self, channel: ControlChannel) -> int:
+        """The version of the swarm's trust list now."""
         self._changed.clear()
         answer = Reported.from_dict(await channel.call("report", self._report_now().to_dict()))
         if answer.trust is not None:
@@ -205,6 +235,7 @@ class Member:
         self._prober.want(answer.probe)
         if not answer.known and not self._is_leaving:
             await self._register(channel)
+        return answer.trust_version
 
     def _report_now(self) -> Report:
         standing, is_more = self._assignments.next_to_tell()

@@ -14,7 +14,7 @@ from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure, DispatchFailu
 
 from geopetals.errors import NetworkError
 
-UNREACHABLE = (ControlFailure, DispatchFailure, P2PDaemonError, ConnectionError, asyncio.IncompleteReadError)
+UNREACHABLE = (ControlFailure, DispatchFailure, P2PDaemonError, OSError, asyncio.IncompleteReadError)
 
 _HOP = "/libp2p/circuit/relay/0.2.0/hop"
 _PING = "/ipfs/ping/1.0.0"

@@ -114,6 +114,8 @@ class BlockServer:
         self._identity = checkpoint.identity()
         if self._config.token is not None:
             check_token(self._config.token, checkpoint)
+        if self._config.blocks is not None:
+            checkpoint.check_span(*self._config.blocks)
         return checkpoint
 
     def _loader(self, checkpoint: Checkpoint) -> Loader:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from geopetals.client import control_link
-from geopetals.client.coordination import Coordination
+from geopetals.client.coordination import Coordination, Measure
 from geopetals.coordinator.messages import ChainHop, LinkSample, LinksTaken, Opened, Predicted, Welcome
 from geopetals.errors import ControlLost
 from geopetals.join_token import CoordinatorAddress
@@ -155,7 +155,7 @@ async def _measure(named: tuple[str, ...]) -> tuple[LinkSample, ...]:
 
 @asynccontextmanager
 async def coordinated(
-    *, queue_timeout_s: float = 20.0, is_up: bool = True
+    *, queue_timeout_s: float = 20.0, is_up: bool = True, measure: Measure = _measure
 ) -> AsyncIterator[tuple[Coordination, FakeCoordinator]]:
     """A client's side, and the coordinator that it finds."""
     coordinator = FakeCoordinator()
@@ -169,7 +169,7 @@ async def coordinated(
             p2p,
             membership,
             on_connected=_nothing,
-            measure=_measure,
+            measure=measure,
             patience_s=PATIENCE_S,
             queue_timeout_s=queue_timeout_s,
         )

@@ -5,11 +5,22 @@ from typing import Any
 
 import pytest
 
+from geopetals.client import coordination
 from geopetals.client.coordination import Coordination
 from geopetals.client.lease import Lease, Waiting
 from geopetals.client.routing import Hop
-from geopetals.coordinator.messages import Admitted, Extended, Measured, Queued, Refused, RunningSession
-from geopetals.errors import Busy, ControlLost, NotAdmitted
+from geopetals.coordinator.messages import (
+    Admitted,
+    Extended,
+    LinkSample,
+    LinksTaken,
+    Measured,
+    Queued,
+    Refused,
+    RunningSession,
+)
+from geopetals.errors import Busy, ControlLost, NetworkError, NotAdmitted, ServerRefused
+from geopetals.swarm.wire import WireError
 from tests.client.fake_coordinator import (
     CHAIN,
     PREDICTED,
@@ -158,6 +169,34 @@ async def test_running_sessions_are_resumed_and_ended_ones_closed() -> None:
 
 
 @in_loop
+async def test_many_sessions_are_resumed_in_messages_of_some_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordination, "_RESUMED_AT_ONCE", 2)
+    async with coordinated() as (client, coordinator):
+        leases = [await running(client) for _ in range(3)]
+        await restart(coordinator)
+        await coordinator.hears("resume", times=2)
+        told = [session["session_id"] for body in coordinator.asked("resume") for session in body["sessions"]]
+        assert [len(body["sessions"]) for body in coordinator.asked("resume")] == [2, 1]
+        assert told == [lease.session_id for lease in leases]
+
+
+@pytest.mark.parametrize("error", [ConnectionError("p2pd has died"), WireError("too long"), NetworkError("none.")])
+@in_loop
+async def test_the_coordinator_is_called_again_whatever_failed(error: Exception) -> None:
+    failures = [error]
+
+    async def fails_once(named: tuple[str, ...]) -> tuple[LinkSample, ...]:
+        if failures:
+            raise failures.pop()
+        return ()
+
+    async with coordinated(measure=fails_once) as (client, coordinator):
+        await coordinator.hears("links")
+        await eventually(lambda: client.is_connected)
+        assert len(coordinator.asked("hello")) == 2
+
+
+@in_loop
 async def test_a_certificate_that_is_refused_is_replaced_by_the_token() -> None:
     def hello(body: dict[str, Any]) -> dict[str, Any]:
         if body["certificate"]:
@@ -170,6 +209,19 @@ async def test_a_certificate_that_is_refused_is_replaced_by_the_token() -> None:
         await restart(coordinator)
         await coordinator.hears("resume")
         assert [body["token"] for body in coordinator.asked("hello")] == ["gp2token", "", "gp2token"]
+
+
+@in_loop
+async def test_the_certificate_is_renewed_when_trust_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordination, "_IDLE_LINKS_S", 0.01)
+    async with coordinated() as (_, coordinator):
+        await coordinator.hears("links", times=3)
+        assert len(coordinator.asked("hello")) == 1
+        coordinator.answers["hello"] = welcome(trust_version=2, certificate=b"fresh")
+        coordinator.answers["links"] = LinksTaken(trust_version=2).to_dict()
+        assert (await coordinator.hears("hello", times=2))["certificate"] == b"certificate"
+        await coordinator.hears("links", times=len(coordinator.asked("links")) + 3)
+        assert len(coordinator.asked("hello")) == 2
 
 
 @in_loop
@@ -243,6 +295,30 @@ async def test_a_session_grows_with_another_ticket() -> None:
 
 
 @in_loop
+async def test_a_session_that_the_coordinator_does_not_know_goes_by_what_there_is() -> None:
+    async with coordinated() as (client, coordinator):
+        coordinator.answers["extend"] = ServerRefused("the coordinator does not know this session.")
+        lease = await running(client)
+        assert not await lease.extend(100)
+        assert lease.credential == b"ticket"
+        await lease.renew_for(NotAdmitted("the ticket is for 20 tokens.", reason="too_large"))
+        assert lease.credential == b"standby"
+
+
+@in_loop
+async def test_a_session_that_was_given_up_does_not_ask_for_more() -> None:
+    async with coordinated() as (client, coordinator):
+        coordinator.answers["extend"] = Busy("There is no such session.", retry_after_s=1.0)
+        lease = await running(client)
+        lost = Refused(session_id=lease.session_id, why="its servers have gone.", retry_after_s=0.0)
+        coordinator.notify("refused", lost.to_dict())
+        await eventually(lambda: lease.is_lost)
+        assert not await lease.extend(100)
+        await lease.renew_for(NotAdmitted("the ticket is for 20 tokens.", reason="too_large"))
+        assert (coordinator.asked("extend"), lease.credential) == ([], b"ticket")
+
+
+@in_loop
 async def test_a_ticket_that_has_expired_is_replaced() -> None:
     async with coordinated() as (client, coordinator):
         coordinator.answers["extend"] = Extended(ticket=b"fresh").to_dict()
@@ -251,6 +327,9 @@ async def test_a_ticket_that_has_expired_is_replaced() -> None:
         assert lease.ticket == b"ticket"
         await lease.renew_for(NotAdmitted("expired.", reason="expired"))
         assert (lease.credential, coordinator.asked("extend")[0]["max_length"]) == (b"fresh", 20)
+        coordinator.answers["extend"] = Extended(ticket=b"of the new key").to_dict()
+        await lease.renew_for(NotAdmitted("the key is not one of the swarm's.", reason="unknown_key"))
+        assert lease.credential == b"of the new key"
         coordinator.kill()
         assert not await lease.extend(30)
         await lease.renew_for(NotAdmitted("the ticket is for 20 tokens.", reason="too_large"))

@@ -7,10 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geopetals.client.avoidance import Avoidance
+from geopetals.client.config import ClientConfig
 from geopetals.client.distances import Distances
 from geopetals.client.known_servers import KnownServers
+from geopetals.client.swarm import SwarmClient
+from geopetals.coordinator.messages import ChainHop
 from geopetals.errors import ServerFull, ServerGone, ServerMoving
-from geopetals.swarm.records import ServerRecord
+from geopetals.plan import Span
+from geopetals.swarm.identity import ModelIdentity
+from geopetals.swarm.records import EXPIRATION_S, ServerRecord
 from geopetals.swarm.stack import ServerState
 
 PEER = "12D3KooWEGt4iyapbtz3ExpyUY8hz7brYYK7aDry54yQHJfZKaVN"
@@ -96,3 +101,53 @@ def test_records_that_the_dht_lost_are_kept_for_a_while() -> None:
     assert [server.peer_id for server in known.update([record("a", ServerState.OFFLINE)])] == ["b"]
     clock.now += 301.0
     assert known.update([]) == []
+
+
+def spans(servers: list[ServerRecord]) -> dict[str, tuple[int, int]]:
+    return {server.peer_id: (server.start, server.end) for server in servers}
+
+
+def test_the_coordinators_chain_says_what_the_dht_has_not_heard_of() -> None:
+    known = KnownServers()
+    known.update([record("a"), record("b", end=6)])
+    learned = known.learn((ChainHop("a", 3, 6), ChainHop("b", 1, 6), ChainHop("new", 6, 8)))
+    expected = {"a": (3, 6), "b": (0, 6), "new": (6, 8)}
+    assert spans(learned) == expected
+    assert spans(known.update([])) == expected
+    assert spans(known.update([record("a"), record("a", ServerState.OFFLINE)])) == expected  # of before the move
+
+
+def test_newer_records_count_for_more_than_a_chain_of_before() -> None:
+    clock = Clock()
+    known = KnownServers(clock=clock)
+    known.update([record("a"), record("b")])
+    known.learn((ChainHop("a", 3, 6), ChainHop("b", 3, 6), ChainHop("new", 6, 8)))
+    moved = [record("a", end=4), record("new", ServerState.OFFLINE)]
+    assert spans(known.update(moved)) == {"a": (0, 4), "b": (3, 6)}
+    clock.now += EXPIRATION_S + 1.0
+    assert spans(known.update([record("b")])) == {"a": (0, 4), "b": (0, 3)}
+
+
+def test_who_was_away_serves_again_by_a_chain() -> None:
+    known = KnownServers()
+    known.update([record("a", ServerState.OFFLINE, end=6)])
+    assert spans(known.learn([ChainHop("a", 2, 6)])) == {"a": (2, 6)}
+    assert spans(known.update([record("a", ServerState.OFFLINE, end=6)])) == {"a": (2, 6)}
+    assert spans(known.update([record("a", end=6)])) == {"a": (0, 6)}
+
+
+def test_a_client_finds_its_way_by_the_chains_that_it_was_given() -> None:
+    """The coordinator has gone since, and the DHT has lost the records."""
+    identity = ModelIdentity(model="tiny", config_hash="0" * 64, revision=None, fingerprint=None)
+    config = ClientConfig(blocked_servers=("evil",))
+    swarm = SwarmClient(peers=(), swarm="tiny", num_blocks=6, hidden_size=8, identity=identity, config=config)
+    try:
+        assert swarm.hops_of((ChainHop("evil", 0, 6),)) == ()
+        route = swarm.hops_of((ChainHop("a", 0, 4), ChainHop("b", 4, 6)))
+        for peer_id in ("a", "b"):
+            swarm._distances.add(peer_id, 0.01)
+        assert spans(swarm.servers) == {"a": (0, 4), "b": (4, 6)}
+        assert swarm._shortest_chain(Span(0, 6)) == route
+        assert swarm._is_outdated()
+    finally:
+        swarm.close()

@@ -95,6 +95,7 @@ class Rig:
         self.view = View(self.engine, self.entrance, self.members, self.store, COORDINATOR)
         admin = Admin(self.view, self.engine, self.entrance, self.desk.expel_revoked)
         self.service = Service(self.engine, self.entrance, self.members, self.desk, admin)
+        self.engine.restarted()
         self._tasks.append(asyncio.create_task(self.engine.run()))
         return self
 

@@ -11,10 +11,10 @@ import pytest
 from geopetals.coordinator import messages as m
 from geopetals.coordinator.core import Core
 from geopetals.coordinator.core import events as ev
-from geopetals.coordinator.core.actions import Action, Assign
-from geopetals.coordinator.engine import Engine
+from geopetals.coordinator.core.actions import Action, Assign, MakePlan
+from geopetals.coordinator.engine import Engine, Unfit
 from geopetals.coordinator.recorded import note_core, replay_store
-from geopetals.coordinator.store import Store
+from geopetals.coordinator.store import LoggedEvent, Store, StoreError
 from tests.coordinator.actors import until
 from tests.coordinator.rig import BLOCKS, FACTS, SETTINGS, peer, register
 from tests.event_loop import in_loop
@@ -162,3 +162,165 @@ async def test_a_full_disk_ends_it_before_anything_is_promised(tmp_path: Path) -
 
 def _no_space(*_: object, **__: object) -> None:
     raise OSError(28, "No space left on device")
+
+
+def check_replays(store: Store, events: int) -> None:
+    note_core(store, FACTS, SETTINGS)
+    replayed = replay_store(store)
+    assert len(replayed.decisions) == events
+    assert not replayed.differences
+
+
+@in_loop
+async def test_an_event_that_the_core_cannot_take_has_never_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = peer(9)
+    take = Core._registered
+
+    def fail_half_way(core: Core, event: ev.ServerRegistered, now: float) -> None:
+        take(core, event, now)
+        if event.peer == bad:
+            raise OverflowError("intermediate overflow in fsum")
+
+    monkeypatch.setattr(Core, "_registered", fail_half_way)
+    swarm = Swarm(tmp_path / "live.db", 3)
+    for _ in range(30):
+        await swarm.engine.settle(swarm.random_event())
+    await until(lambda: not swarm.engine.is_planning, "the plan is made")
+    await swarm.engine.settle(ev.Tick())
+    before, number = plain(swarm.engine.core.snapshot()), swarm.engine.events
+    for _ in range(3):
+        with pytest.raises(Unfit):
+            await swarm.engine.settle(ev.ServerRegistered(peer=bad, register=register()))
+        assert not swarm.engine.apply(ev.ServerRegistered(peer=bad, register=register()))
+        assert plain(swarm.engine.core.snapshot()) == before
+        assert swarm.engine.events == number
+    for _ in range(20):
+        await swarm.engine.settle(swarm.random_event())
+    await until(lambda: not swarm.engine.is_planning, "the plan is made")
+    await swarm.engine.settle(ev.Tick())
+    assert not swarm.engine.failed.done()
+    check_replays(swarm.store, swarm.engine.events)
+    await swarm.close()
+
+
+@in_loop
+async def test_a_server_with_which_time_cannot_pass_is_thrown_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, tick = peer(9), Core._tick
+
+    def fail_with_it(core: Core, event: ev.Tick, now: float) -> None:
+        if core.hears(bad):
+            raise ValueError("no cluster")
+        tick(core, event, now)
+
+    monkeypatch.setattr(Core, "_tick", fail_with_it)
+    swarm = Swarm(tmp_path / "live.db", 0)
+    await swarm.engine.settle(ev.ServerRegistered(peer=peer(0), register=register()))
+    await swarm.engine.settle(ev.ServerRegistered(peer=bad, register=register()))
+    assert not swarm.engine.apply(ev.Tick())
+    assert swarm.engine.apply(ev.Tick())
+    assert swarm.engine.core.hears(peer(0))
+    assert not swarm.engine.core.hears(bad)
+    await until(lambda: not swarm.engine.is_planning, "the plan is made")
+    await swarm.close()
+
+
+@in_loop
+async def test_an_action_that_fails_holds_up_no_other(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path / "live.db", 0)
+    seen: list[Action] = []
+
+    def fail(action: Action) -> None:
+        seen.append(action)
+        raise RuntimeError("the member's channel is broken")
+
+    swarm.engine.perform = fail
+    for number in range(3):
+        await asyncio.wait_for(swarm.engine.settle(ev.ServerRegistered(peer=peer(number), register=register())), 20)
+    expected = [each for logged in swarm.store.events() for each in logged.actions if each["kind"] != MakePlan.__name__]
+    assert len(seen) >= len(expected) > 1
+    await swarm.close()
+
+
+@in_loop
+async def test_a_stop_while_a_plan_is_made_is_replayed_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "live.db"
+    swarm = Swarm(path, 5)
+    for number in range(3):
+        await swarm.engine.settle(ev.ServerRegistered(peer=peer(number), register=register(memory_bytes=60_000)))
+    while not swarm.engine.is_planning:
+        swarm.clock.now += 0.5
+        swarm.engine.apply(ev.Tick())
+    await swarm.close()
+    again = Swarm(path, 6)
+    again.clock.now = swarm.clock.now + 1
+    again.engine.restarted()
+    assert again.engine.is_planning == (again.engine.core.planning.open_job is not None)
+    for _ in range(20):
+        await again.engine.settle(again.random_event())
+    await until(lambda: not again.engine.is_planning, "the plan is made")
+    await again.engine.settle(ev.Tick())
+    check_replays(again.store, again.engine.events)
+    await again.close()
+
+
+@in_loop
+async def test_time_goes_on_after_a_restart_although_the_clock_was_set_back(tmp_path: Path) -> None:
+    path = tmp_path / "live.db"
+    swarm = Swarm(path, 0)
+    await swarm.engine.settle(ev.Tick())
+    last = swarm.engine.now()
+    await swarm.close()
+    store, clock = Store(path), Clock()
+    clock.now = last - 3600
+    engine = Engine(Core(FACTS, SETTINGS), store, clock=clock)
+    engine.recover()
+    assert engine.now() == last
+    clock.now += 7
+    assert engine.now() == last + 7
+    await engine.close()
+    store.close()
+
+
+@in_loop
+async def test_a_coordinator_killed_long_after_its_last_snapshot_comes_back_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "live.db"
+    monkeypatch.setattr("geopetals.coordinator.engine._SNAPSHOT_EVENTS", 60)
+    seen = 0
+    for run in range(3):
+        swarm = Swarm(path, run)
+        assert swarm.engine.events == seen
+        swarm.engine.restarted()
+        for _ in range(50):
+            await swarm.engine.settle(swarm.random_event())
+        monkeypatch.setattr("geopetals.coordinator.engine._SNAPSHOT_EVENTS", 10_000)
+        for _ in range(700):
+            swarm.engine.apply(ev.Tick())
+        await swarm.engine.settle(ev.Tick())
+        await until(lambda swarm=swarm: not swarm.engine.is_planning, "the plan is made")  # type: ignore[misc]
+        await swarm.engine.settle(ev.Tick())
+        seen = swarm.engine.events
+        await swarm.engine._journal.close()  # what a kill leaves: no snapshot at the end
+        assert [logged.number for logged in swarm.store.events()] == list(range(1, seen + 1))
+        swarm.store.close()
+        swarm.journal.close()
+
+
+@in_loop
+async def test_a_state_that_cannot_be_read_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "live.db"
+    store = Store(path)
+    store.write([LoggedEvent(number, 1.0, {"kind": "Tick"}) for number in range(1, 4)])
+    store.write([LoggedEvent(4, 2.0, {"kind": "OfALaterRelease"})])
+    engine = Engine(Core(FACTS, SETTINGS), store, clock=Clock())
+    with pytest.raises(StoreError, match="another --state"):
+        engine.recover()
+    await engine.close()
+    assert store.last_event() == (4, 2.0)
+    assert store.latest_snapshot() is None
+    store.close()

@@ -163,3 +163,44 @@ def test_a_writer_killed_at_any_moment_has_kept_what_it_reported(tmp_path: Path)
     assert snapshot is not None
     assert snapshot.body == {"sum": len(numbers) // 7 * 7}
     store.close()
+
+
+@in_loop
+async def test_entries_that_nobody_waits_for_do_not_hold_each_other_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geopetals.coordinator.journal._LINGER_S", 0.2)
+    store, reader = Store(tmp_path / "coordinator.db"), Store(tmp_path / "coordinator.db")
+    journal = Journal(store)
+    end, number = time.monotonic() + 30, 0
+    while reader.last_event()[0] == 0:
+        assert time.monotonic() < end, "they wait for a pause that never comes"
+        number += 1
+        journal.add(Entry(number, float(number), Tick()))
+        await asyncio.sleep(0.01)
+    assert journal.flush()
+    assert reader.last_event()[0] == number
+    await journal.close()
+    store.close()
+    reader.close()
+
+
+def test_the_disk_is_not_filled_and_what_a_snapshot_needs_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geopetals.coordinator.store._MOST_BYTES", 2_000_000)
+    path = tmp_path / "coordinator.db"
+    store = Store(path)
+    for number in range(1, 201):
+        event = LoggedEvent(number, 0.0, {"kind": "Tick", "junk": b"x" * 50_000})
+        history = (number, 0.0, {"junk": "y" * 5_000})
+        store.write([event], [history], snapshot=Snapshot(number, 0.0, {}) if number % 4 == 0 else None)
+    kept = [logged.number for logged in store.events()]
+    assert kept == list(range(kept[0], 201))
+    oldest = store.oldest_snapshot()
+    assert oldest is not None
+    assert kept[0] <= oldest.number + 1
+    assert len(kept) < 60
+    assert len(store.history(1000)) < 200
+    store.close()
+    assert path.stat().st_size < 5_000_000

@@ -11,7 +11,7 @@ from geopetals.credentials.keys import SigningKey
 from geopetals.credentials.ledger import LedgerFile, SwarmFacts
 from geopetals.credentials.refusal import Refusal
 from geopetals.credentials.trust import MAX_REVOKED, MAX_TRUST_BYTES, Trust, TrustSource
-from geopetals.errors import NotAdmitted, TokenError
+from geopetals.errors import Busy, NotAdmitted, TokenError
 from geopetals.join_token import JoinToken
 from tests.issuing import IDENTITY, NOW, Clock, Issuer, new_peer
 
@@ -269,3 +269,20 @@ def test_what_is_revoked_must_be_one_token(issuer: Issuer, token_id: str) -> Non
 def test_names_are_fit_to_be_printed(issuer: Issuer) -> None:
     with pytest.raises(TokenError, match="printable"):
         issuer.token(name="me\x1b[2J")
+
+
+def test_one_token_seats_so_many_machines_until_their_certificates_expire(issuer: Issuer) -> None:
+    issuer.authority.peers_per_token = 3
+    token, servers = issuer.token(Role.SERVER, life_s=30 * 86400.0), [new_peer() for _ in range(3)]
+    members = [issuer.member(token=token, peer_id=server) for server in servers]
+    with pytest.raises(Busy, match="too many machines"):
+        issuer.member(token=token)
+    issuer.member(token=token, peer_id=servers[0])
+    issuer.member(Role.SERVER)
+    issuer.clock.now += CERTIFICATE_LIFE_S - 1
+    issuer.authority.renew(members[0].signed, servers[0])
+    issuer.clock.now += 2
+    for _ in range(2):
+        issuer.member(token=token)
+    with pytest.raises(Busy, match="too many machines"):
+        issuer.member(token=token)

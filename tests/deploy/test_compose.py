@@ -81,3 +81,35 @@ def test_kubernetes_runs_commands_that_exist() -> None:
             volumes = {volume["name"] for volume in manifest["spec"]["template"]["spec"]["volumes"]}
             assert mounted == volumes | claims
     assert kinds.count("Deployment") == 2
+
+
+def test_every_secret_is_in_the_instructions() -> None:
+    text = (ROOT / "deploy/kubernetes/geopetals.yaml").read_text()
+    used = set(re.findall(r"secretName: ([\w-]+)|secretKeyRef: \{name: ([\w-]+)", text))
+    names = {first or second for first, second in used}
+    assert names == {"tokens", "api-keys", "coordinator-http"}
+    assert names == set(re.findall(r"^#.* create secret generic ([\w-]+)", text, re.MULTILINE))
+
+
+def test_the_coordinators_address_is_known_before_its_pod_starts() -> None:
+    found = list(yaml.safe_load_all((ROOT / "deploy/kubernetes/geopetals.yaml").read_text()))
+    order = [(each["kind"], each["metadata"]["name"]) for each in found]
+    assert order.index(("Service", "coordinator")) < order.index(("Deployment", "coordinator"))
+
+
+def test_each_server_is_asked_for_its_own_health() -> None:
+    for name, service in services().items():
+        if "--metrics-port" in service.get("command", []):
+            port = service["command"][service["command"].index("--metrics-port") + 1]
+            assert service["environment"]["HEALTH_URL"] == f"http://127.0.0.1:{port}/metrics", name
+
+
+def test_all_volumes_belong_to_the_images_user() -> None:
+    (owned,) = re.findall(r"install -d -o geopetals -g geopetals (.+)", (ROOT / "Dockerfile").read_text())
+    ours = [service for service in services().values() if service["image"] == "geopetals"]
+    assert {volume.split(":")[1] for service in ours for volume in service["volumes"]} == set(owned.split())
+
+
+def test_relays_join_as_relays() -> None:
+    (relay,) = [unit for unit in UNITS if "relay" in unit.stem]
+    assert "@/etc/geopetals/relay.token" in relay.read_text()

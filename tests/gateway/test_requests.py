@@ -1,6 +1,7 @@
 """Requests as OpenAI's clients send them, and what is refused."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -82,3 +83,56 @@ def test_failures_of_the_swarm_have_their_status() -> None:
     assert api_error(NoChain("blocks 3:5 have no server")).status == 503
     assert api_error(ServerGone("gone")).status == 503
     assert api_error(UnsupportedInput("no")).status == 400
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "neutral"),
+    [
+        ("top_k", 5, -1),
+        ("min_p", 0.1, 0),
+        ("repetition_penalty", 1.1, 1.0),
+        ("min_tokens", 3, 0),
+        ("ignore_eos", True, False),
+        ("stop_token_ids", [2], []),
+        ("tool_choice", "required", "none"),
+        ("reasoning_effort", "high", None),
+    ],
+)
+def test_what_would_change_the_answer_is_refused_by_its_name(name: str, value: Any, neutral: Any) -> None:
+    with pytest.raises(ApiError, match=name) as caught:
+        completion(**{name: value})
+    assert (caught.value.status, caught.value.param) == (400, name)
+    completion(**{name: neutral})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": [{}] * 200_000},
+        {"prompt": [[{}] * 200_000]},
+        {"stop": [1] * 200_000},
+    ],
+)
+def test_the_first_mistake_of_very_many_is_enough(fields: dict[str, Any]) -> None:
+    body = json.dumps({"model": "m", "prompt": "x", **fields}).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ApiError):
+            read_request(body, CompletionRequest)
+        assert tracemalloc.get_traced_memory()[1] < 100 * len(body)
+    finally:
+        tracemalloc.stop()
+
+
+def test_messages_have_a_number() -> None:
+    with pytest.raises(ApiError) as caught:
+        chat(messages=[{"role": "user", "content": "x"}] * 5000)
+    assert caught.value.param == "messages"
+
+
+def test_all_refusals_are_the_clients_or_the_swarms() -> None:
+    kinds = {status: ApiError(status, "x").envelope()["error"]["type"] for status in (400, 405, 408, 413, 500, 503)}
+    assert kinds == {400: "invalid_request_error"} | dict.fromkeys((405, 408, 413), "invalid_request_error") | {
+        500: "api_error",
+        503: "service_unavailable",
+    }

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from geopetals.errors import SwarmFailure
 from geopetals.gateway.sampler import Chosen, Sampler, Sampling
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
@@ -61,3 +62,14 @@ def test_probabilities_are_the_models_whatever_the_temperature() -> None:
     assert math.exp(chosen.top[1][1]) == pytest.approx(float(expected[1].exp()))
     (bare,) = draw(Sampling(logprobs=None), 1)
     assert bare.logprob is None
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-9])
+def test_hardly_any_temperature_is_greedy(temperature: float) -> None:
+    assert {each.token for each in draw(Sampling(temperature=temperature), 20)} == {0}
+
+
+@pytest.mark.parametrize("values", [[math.nan, 1.0], [math.inf, 1.0], [-math.inf, -math.inf]])
+def test_logits_that_are_no_numbers_are_a_failure_of_the_swarm(values: list[float]) -> None:
+    with pytest.raises(SwarmFailure, match="no numbers"):
+        draw(Sampling(), 1, torch.tensor([values]))

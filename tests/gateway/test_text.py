@@ -2,6 +2,9 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.decoders import Metaspace
+from tokenizers.models import WordLevel
 
 from geopetals.gateway.text import Detokenizer, StopScanner
 
@@ -60,3 +63,22 @@ def test_only_what_may_become_a_stop_text_is_held_back(pieces: list[str], stops:
             return
         held = came[len(shown) :]
         assert not held or any(stop.startswith(held) for stop in stops)
+
+
+def test_a_text_that_goes_on_keeps_the_space_it_begins_with() -> None:
+    words = Tokenizer(WordLevel({"▁Once": 0, "▁upon": 1, "▁a": 2}, unk_token="▁a"))
+    words.decoder = Metaspace()
+    assert words.decode([1]) == "upon"  # alone it has none
+    detokenizer = Detokenizer(lambda tokens: words.decode(list(tokens)), [0])
+    assert [detokenizer.add(1), detokenizer.add(2), detokenizer.end()] == [" upon", " a", ""]
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_what_goes_on_from_a_prompt_is_the_text_alone(prompt: str, text: str) -> None:
+    detokenizer = Detokenizer(decode_bytes, list(prompt.encode()))
+    assert "".join(detokenizer.add(byte) for byte in text.encode()) + detokenizer.end() == text
+
+
+def test_a_prompt_that_ends_in_half_a_character() -> None:
+    detokenizer = Detokenizer(decode_bytes, list("é".encode()[:1]))
+    assert detokenizer.add(ord("a")) == "a"

@@ -111,7 +111,16 @@ class EmulatedSwarm:
     def start_coordinator(self, patches: dict[str, Any] | None = None) -> Forked:
         """Or start it again, from the state it left."""
         http_at = "127.0.0.1:0" if self._wan is None else f"127.0.0.1:{_HTTP_PORT}"
-        options = ["--model", self.model, "--state", self.state, "--settings", self._settings, "--http", http_at]
+        options: list[str | Path] = [
+            "--model",
+            self.model,
+            "--state",
+            self.state,
+            "--settings",
+            self._settings,
+            "--http",
+            http_at,
+        ]
         if self._wan is not None:
             options += ["--host", self._wan.addresses["coordinator"]]
         self.coordinator = started = self.run("coordinator", "coordinator", *options, patches=patches)
@@ -166,9 +175,8 @@ class EmulatedSwarm:
                 connection.request("GET", page)
                 return json.load(connection.getresponse())
             except (OSError, http.client.HTTPException) as error:
-                raise AssertionError(
-                    f"{error!r} for {page} of {self.coordinator and self.coordinator.printed()}"
-                ) from error
+                said = self.coordinator and self.coordinator.printed()
+                raise AssertionError(f"{error!r} for {page} of {said}") from error
 
     def _connection(self) -> http.client.HTTPConnection:
         return _UnixConnection(self._folder / "http")

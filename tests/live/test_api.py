@@ -1,6 +1,7 @@
 """The OpenAI client against `geopetals api` on a live swarm: a process of its own, real sockets."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -12,13 +13,16 @@ from typing import Any
 from urllib.request import urlopen
 
 import openai
+import psutil
 import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
+from geopetals.client.model import AutoDistributedModelForCausalLM
 from geopetals.swarm.local import LocalSwarm
 from tests.live.commands import Command, wait_for
 from tests.live.conftest import TWO_STAGES, StartCommand
+from tests.live.free_cache import wait_all_free
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
 
@@ -199,8 +203,14 @@ def test_logprobs_of_a_chat(api: Api) -> None:
         assert token.logprob == pytest.approx(token.top_logprobs[0].logprob)  # greedy
 
 
-def test_a_reader_who_hangs_up_frees_the_cache(api: Api) -> None:
-    stream = api.client.completions.create(model=NAME, prompt="long", max_tokens=400, temperature=0, stream=True)
+def test_a_reader_who_hangs_up_frees_the_cache(
+    api: Api, swarm: LocalSwarm, llama: Path, local: Any, tokenizer: Any
+) -> None:
+    ids = torch.tensor([tokenizer("w").input_ids])
+    written = local.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=256, do_sample=False)
+    assert written.shape[1] == ids.shape[1] + 256  # the model does not end it by itself
+    before = api.metric("geopetals_generation_tokens_total")
+    stream = api.client.completions.create(model=NAME, prompt="w", max_tokens=256, temperature=0, stream=True)
     next(iter(stream))
     assert api.metric("geopetals_num_requests_running") == 1
     stream.close()
@@ -209,6 +219,12 @@ def test_a_reader_who_hangs_up_frees_the_cache(api: Api) -> None:
         timeout_s=20,
         what="the end of an answer nobody reads",
     )
+    assert api.metric("geopetals_generation_tokens_total") - before < 200
+    watcher = AutoDistributedModelForCausalLM.from_pretrained(llama, join=swarm.token)
+    try:
+        wait_all_free(watcher, swarm.servers, timeout_s=30)
+    finally:
+        watcher.close()
 
 
 @pytest.mark.parametrize(
@@ -321,4 +337,16 @@ def test_a_swarm_with_its_api_ends_by_a_signal(llama: Path, start_command: Start
         assert client.completions.create(model=model, prompt="x", max_tokens=3).usage is not None
     command.signal(number)
     assert command.wait() == 0
+    command.assert_nothing_left()
+
+
+def test_a_swarm_with_its_api_notices_that_a_server_has_ended(llama: Path, start_command: StartCommand) -> None:
+    command = start_command("up", llama, "--servers", "2", "--api", "--port", "0")
+    command.wait_line(r"(http://\S+)/v1")
+    daemon = min(command.daemons())  # a server does not outlive its p2pd; the API's own would be another failure
+    server = next(parent.pid for parent in psutil.Process(daemon).parents() if parent.pid != daemon)
+    assert server != command.pid
+    os.kill(server, signal.SIGKILL)
+    assert command.wait() == 1
+    assert "has ended by itself" in command.err.text
     command.assert_nothing_left()

@@ -70,7 +70,9 @@ def say(page: Any, text: str, *, lines: int) -> str:
         over = page.is_hidden("#chat-stop") and len(log) == lines
         return str(log[-1]).removeprefix("Model: ") if over else ""
 
-    return wait_for(answer, timeout_s=60, what=lambda: str(page.locator("#chat-log p").all_inner_texts()))
+    found = wait_for(answer, timeout_s=60, what=lambda: str(page.locator("#chat-log p").all_inner_texts()))
+    assert page.locator("#chat-log .bad").count() == 0, found
+    return found
 
 
 def test_the_page_tells_the_truth_follows_a_death_and_chats(swarm: CoordinatedSwarm) -> None:
@@ -88,6 +90,13 @@ def test_the_page_tells_the_truth_follows_a_death_and_chats(swarm: CoordinatedSw
         say(page, "And again", lines=4)
         page.wait_for_selector("#tpot .dot", timeout=WAIT_MS)
         picture(page, "dashboard-light")
+
+        swarm.run("replan", "--state", swarm.folder / "state", "--reason", "the page is looked at")
+        wait_for(
+            lambda: "the page is looked at" in page.inner_text("#events"),
+            timeout_s=60,
+            what=lambda: f"the plan among the events {page.inner_text('#events')}",
+        )
 
         victim = next(each for each in swarm.commands if "server-0" in psutil.Process(each.pid).cmdline())
         os.kill(victim.pid, signal.SIGKILL)

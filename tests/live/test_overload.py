@@ -1,4 +1,4 @@
-"""Three times as many sessions as there is attention cache for, from two clients: all come to their turn, in fair order.
+"""Three times as many sessions as there is cache for, from two clients: all come to their turn, in fair order.
 
 Servers emulate slow devices, so that it is clear how long a session takes; measured starts then stand against the
 predicted ones.
@@ -34,7 +34,12 @@ BETWEEN_S = 0.12
 PAGE_TOKENS = 16
 ROOM = 54 * PAGE_TOKENS
 BLOCKS = 3
-QUICK = {"min_backoff": 0.05, "connect_timeout": 20.0, "ping_timeout": 10.0, "coordinator_timeout": 60.0}
+QUICK: dict[str, Any] = {
+    "min_backoff": 0.05,
+    "connect_timeout": 20.0,
+    "ping_timeout": 10.0,
+    "coordinator_timeout": 60.0,
+}
 
 
 @pytest.fixture(scope="module")

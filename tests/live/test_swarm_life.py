@@ -1,4 +1,4 @@
-"""A swarm's life on an emulated wide area network: it grows server by server, changes, loses one, and tells no secret."""
+"""A swarm's life on an emulated wide area network: it grows, changes, loses a server, and tells no secret."""
 
 import base64
 import json
@@ -37,12 +37,12 @@ PROMPT, NEW_TOKENS, PAUSE_AT = [5, 6, 7, 8, 9], 24, 8
 
 
 def device(milliseconds: float, blocks: int) -> tuple[str, ...]:
-    """Of an emulated server: time for each block and pass, and memory for so many blocks."""
+    """Of an emulated server: time for each block and pass, and memory of so many blocks; its work takes two of them."""
     speed = f"weights={milliseconds}ms,fixed={milliseconds}ms,per_token=0.01ms"
     return "--emulate", speed, "--memory", str(blocks * BLOCK_BYTES)
 
 
-GROWTH = {"slow": device(3.0, 3), "fair": device(2.0, 4), "good": device(1.0, 5)}
+GROWTH = {"slow": device(3.0, 5), "fair": device(2.0, 5), "good": device(1.0, 6)}
 FAST = device(0.1, 20)
 
 
@@ -75,15 +75,24 @@ def serves(name: str) -> Callable[[dict[str, Any]], bool]:
     return lambda status: bool(by_name(status).get(name, {}).get("span")) and is_settled(status)
 
 
+def is_without(name: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda status: by_name(status).get(name, {"state": "gone"})["state"] == "gone"
+
+
 def test_it_grows_changes_and_loses_a_server_under_sessions_that_go_on(
     swarm: EmulatedSwarm, expected: list[int], tmp_path: Path
 ) -> None:
     watch = Watch(swarm)
     try:
-        first = grow(swarm)
+        join(swarm, "slow")
+        join(swarm, "fair")
+        assert swarm.status()["covered"]
         client = swarm.client("client", min_backoff=0.05, max_retries=12, connect_timeout=10.0)
-        assert client.wait(client.start(PROMPT, NEW_TOKENS), "done")["tokens"] == expected
-        assert first
+        running = client.start(PROMPT, NEW_TOKENS, pause_at=PAUSE_AT)
+        client.wait(running, "paused")
+        join(swarm, "good")
+        client.go_on(running)
+        assert client.wait(running, "done")["tokens"] == expected
         swarm.wait_status(is_settled, "the plan of three is carried out")
         assert_planned_alike(swarm, tmp_path)
         before = adopted(swarm.status())
@@ -104,19 +113,15 @@ def test_it_grows_changes_and_loses_a_server_under_sessions_that_go_on(
     swarm.servers["fast"].kill()
     client.go_on(running)
     assert client.wait(running, "done")["tokens"] == expected
-    swarm.wait_status(
-        lambda status: "fast" not in by_name(status) or by_name(status)["fast"]["state"] == "gone", "loss"
-    )
+    swarm.wait_status(is_without("fast"), "its loss is noticed")
     swarm.wait_status(lambda status: status["covered"], "all blocks have a server again")
     assert client.wait(client.start(PROMPT, NEW_TOKENS), "done")["tokens"] == expected
 
 
-def grow(swarm: EmulatedSwarm) -> bool:
-    """One by one, with the token alone."""
-    for name, options in GROWTH.items():
-        swarm.serve(name, *options).wait_line("^registered", timeout_s=READY_S)
-        swarm.wait_status(serves(name), f"{name} serves")
-    return bool(swarm.status()["covered"])
+def join(swarm: EmulatedSwarm, name: str) -> None:
+    """With the token alone."""
+    swarm.serve(name, *GROWTH[name])
+    swarm.wait_status(serves(name), f"{name} serves")
 
 
 def on_server(swarm: EmulatedSwarm, client: SessionsClient, name: str) -> str:
@@ -131,7 +136,8 @@ def on_server(swarm: EmulatedSwarm, client: SessionsClient, name: str) -> str:
         client.wait(running, "done")
         return None
 
-    found: str = wait_for(begin, timeout_s=READY_S, what=lambda: f"a chain with {name}: {json.dumps(swarm.status())}")
+    found = wait_for(begin, timeout_s=READY_S, what=lambda: f"a chain with {name}: {json.dumps(swarm.status())}")
+    assert found is not None
     return found
 
 

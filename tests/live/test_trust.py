@@ -206,3 +206,18 @@ def test_no_secret_is_in_any_log(swarm: CoordinatedSwarm) -> None:
     assert state.stat().st_mode & 0o077 == 0
     assert "credentials.json" not in readable
     assert not [name for name in readable if name.endswith(".token")]
+
+
+def test_members_that_run_outlive_the_retired_key(swarm: CoordinatedSwarm, connect: Connect) -> None:
+    """The last of these tests: it ends the tokens of the others."""
+
+    def renewed() -> int:
+        return sum(command.err.text.count("certificate.renewed") for command in swarm.commands)
+
+    before = renewed()
+    assert swarm.run("token", "rotate", "--state", swarm.folder / "state").wait() == 0
+    wait_for(lambda: renewed() > before, timeout_s=60, what="the server's certificate of the new key")
+    assert swarm.run("token", "rotate", "--retire", "--state", swarm.folder / "state").wait() == 0
+    newcomer = connect(join=authority(swarm).create_token(Role.CLIENT))
+    assert len(tokens_of(newcomer)) == 3 + 4
+    assert [server["state"] for server in swarm.status()["servers"]] == ["ready"]

@@ -1,8 +1,9 @@
 """What a gate lets in, without a server behind it."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,29 @@ def test_a_session_that_is_opened_anew_waits_for_the_end_of_the_old_one(
         assert not again.done()
         await old.aclose()
         assert (await again).longest(1000) == 16
+
+    play(tmp_path, scenario)
+
+
+def test_the_last_moment_is_not_too_late(tmp_path: Path) -> None:
+    """The old session ends in the same turn of the loop in which the new one's time is over."""
+
+    async def scenario(scene: Scene) -> None:
+        await scene.enter()
+        old, scene.held = scene.held, AsyncExitStack()
+        again = asyncio.create_task(scene.enter())
+        await asyncio.sleep(0)
+
+        def release() -> None:
+            with suppress(StopIteration):
+                old.aclose().send(None)
+
+        asyncio.get_running_loop().call_later(gates._PREDECESSOR_TIMEOUT_S + 0.01, release)
+        time.sleep(2 * gates._PREDECESSOR_TIMEOUT_S)  # noqa: ASYNC251 - so that both are due
+        await again
+        assert await scene.refusal(max_length=1) == Refusal.REPLAYED
+        await scene.held.aclose()
+        await scene.enter()
 
     play(tmp_path, scenario)
 

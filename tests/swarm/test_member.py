@@ -8,7 +8,7 @@ import pytest
 from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
 
 from geopetals.coordinator.messages import Done, Limits, Register, Registered, Report, Reported, Span, Welcome
-from geopetals.errors import ControlLost, NotAdmitted, SwarmMismatch
+from geopetals.errors import Busy, ControlLost, NotAdmitted, SwarmMismatch
 from geopetals.progress import Silent
 from geopetals.swarm import member as member_module
 from geopetals.swarm.assignments import Standing
@@ -82,6 +82,7 @@ class Rig:
             sessions=lambda: [("s1", 60, 12)],
         )
         self.exhausted = asyncio.Event()
+        self.greetings = 0
         monkeypatch.setattr(member_module, "dial", self._dial)
         monkeypatch.setattr(member_module, "connect", self._connect)
         monkeypatch.setattr(member_module, "_FIRST_DELAY_S", 0.0)
@@ -125,14 +126,16 @@ class Rig:
         return ("/ip4/127.0.0.1/tcp/1/p2p/me",)
 
     async def _connected(self) -> None:
-        return None
+        self.greetings += 1
 
 
-def welcome(identity: ModelIdentity = IDENTITY) -> Welcome:
+def welcome(
+    identity: ModelIdentity = IDENTITY, *, certificate: bytes = b"certificate", trust_version: int = 1
+) -> Welcome:
     return Welcome(
-        certificate=b"certificate",
+        certificate=certificate,
         trust=b"trust",
-        trust_version=1,
+        trust_version=trust_version,
         swarm="tiny",
         model="tiny",
         identity=identity.to_dict(),
@@ -149,7 +152,7 @@ OK = Reported(trust_version=1)
 @in_loop
 async def test_it_joins_registers_and_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     channel = FakeChannel(
-        hello=[welcome()], register=[REGISTERED], report=[OK, Reported(trust_version=2, trust=b"new")]
+        hello=[welcome()], register=[REGISTERED], report=[OK, Reported(trust_version=1, trust=b"new")]
     )
     rig = Rig(monkeypatch, channel)
     await rig.run()
@@ -193,6 +196,39 @@ async def test_a_coordinator_that_does_not_know_it_any_more_hears_it_all_again(
         "register",
         "report",
     ]
+
+
+@in_loop
+async def test_the_certificate_is_renewed_when_trust_changes_and_records_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    changed = Reported(trust_version=2, trust=b"new")
+    channel = FakeChannel(
+        hello=[welcome(), Busy("too many calls."), welcome(certificate=b"fresh", trust_version=2)],
+        register=[REGISTERED],
+        report=[OK, changed, changed, changed],
+    )
+    rig = Rig(monkeypatch, channel)
+    await rig.run()
+    assert [method for method, _ in channel.calls] == [
+        *("hello", "register", "report"),
+        *("report", "hello"),  # which the coordinator is too busy for
+        *("report", "hello"),
+        *("report", "report"),
+    ]
+    assert [body["certificate"] for body in channel.said("hello")] == [b"", b"certificate", b"certificate"]
+    assert rig.membership.certificate == b"fresh"
+    assert rig.greetings == 2
+
+
+@in_loop
+async def test_the_certificate_is_renewed_before_it_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(member_module, "_HELLO_S", 0.0)
+    channel = FakeChannel(hello=[welcome(), welcome(certificate=b"fresh")], register=[REGISTERED], report=[OK])
+    rig = Rig(monkeypatch, channel)
+    await rig.run()
+    assert [body["certificate"] for body in channel.said("hello")] == [b"", b"certificate"]
+    assert rig.membership.certificate == b"fresh"
 
 
 @in_loop

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from geopetals.coordinator.core.judge import covers
 from geopetals.coordinator.core.session import Session
 from geopetals.coordinator.messages import ChainHop, Span
 from geopetals.plan import Chain, Hop, Placement, Reservation, Route
@@ -92,6 +93,11 @@ class Books:
                 return False
             reached = max(reached, end)
         return reached >= self.state.placement.num_blocks
+
+    def covers(self) -> bool:
+        """Whether every block has a server."""
+        spans = {peer: each.span for peer, each in self.capacity.items() if each.span is not None}
+        return covers(spans, self.state.placement.num_blocks)
 
     def chain_of(self, hops: Sequence[ChainHop]) -> Chain:
         return Chain(tuple(Hop(self.row[hop.peer_id], hop.start, hop.end) for hop in hops))

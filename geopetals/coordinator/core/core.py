@@ -47,7 +47,7 @@ class Core:
         self.planning = Planning(
             model, self.settings, *members, self.links, self.demand, self.placer, self.prices, self._out, seed=seed
         )
-        self._fleet = Fleet(
+        self.fleet = Fleet(
             model,
             self.settings,
             self.servers,
@@ -63,23 +63,24 @@ class Core:
     def apply(self, event: ev.Event, now: float) -> tuple[Action, ...]:
         """What follows from the event. An instant before the last one counts as the last one."""
         self.now = now = max(now, self.now)
-        self._handlers[type(event)](event, now)
-        if not isinstance(event, _ABOUT_SESSIONS):
-            self._refresh_prices(now)
-            self.planning.run(now)
-            for peer in self.placer.drive(now):
-                self.prices.offer(self.servers[peer], now)
-        actions = tuple(self._out)
-        self._out.clear()
-        return actions
+        try:
+            self._apply(event, now)
+            return tuple(self._out)
+        finally:
+            self._out.clear()
 
     def next_due_s(self) -> float:
         """The instant at which a Tick is wanted, besides the regular ones; inf: none."""
         return self.desk.next_due_s()
 
     def knows(self, peer: str) -> bool:
-        """Whether the server is registered; otherwise its reports say nothing."""
+        """Whether the server is registered, be it away or not."""
         return peer in self.servers
+
+    def hears(self, peer: str) -> bool:
+        """Whether the server is registered and there; otherwise its reports say nothing: it is to register again."""
+        server = self.servers.get(peer)
+        return server is not None and server.present
 
     def assignment(self, peer: str) -> tuple[int, Span | None]:
         """The epoch, and what a registered server is to hold."""
@@ -110,6 +111,17 @@ class Core:
         """For people and the dashboard, as plain values."""
         return status.of(self, max(now, self.now))
 
+    def _apply(self, event: ev.Event, now: float) -> None:
+        self._handlers[type(event)](event, now)
+        if isinstance(event, _ABOUT_SESSIONS):
+            return
+        self._refresh_prices(now)
+        if self.fleet.is_returning(now):
+            return
+        self.planning.run(now)
+        for peer in self.placer.drive(now):
+            self.prices.offer(self.servers[peer], now)
+
     def _all_handlers(self) -> dict[type, Callable[[Any, float], None]]:
         return {
             ev.ServerRegistered: self._registered,
@@ -127,29 +139,30 @@ class Core:
             ),
             ev.SessionClosed: lambda event, now: self.desk.close(event.client, event.session_id, event.measured, now),
             ev.Tick: self._tick,
+            ev.Restarted: self._restarted,
             ev.ReplanAsked: lambda event, now: self.placer.ask(event.reason or "asked for", now, at_once=True),
             ev.PlanMade: lambda event, now: self.planning.made(event.plans, now),
         }
 
     def _registered(self, event: ev.ServerRegistered, now: float) -> None:
-        if self._fleet.registered(event.peer, event.register, now):
+        if self.fleet.registered(event.peer, event.register, now):
             self._probe(event.peer, self.servers[event.peer], now)
 
     def _reported(self, event: ev.ServerReported, now: float) -> None:
         server = self.servers.get(event.peer)
         if server is not None and server.present:
             self._measured(server.peer, event.report.links, now)
-            self._fleet.reported(server, event.report, now)
+            self.fleet.reported(server, event.report, now)
 
     def _server_lost(self, event: ev.ServerLost, now: float) -> None:
         server = self.servers.get(event.peer)
         if server is not None and server.present:
-            self._fleet.lost(server, now)
+            self.fleet.lost(server, now)
 
     def _server_left(self, event: ev.ServerLeft, now: float) -> None:
         server = self.servers.get(event.peer)
         if server is not None:
-            self._fleet.gone(server, "left", now)
+            self.fleet.gone(server, "left", now)
 
     def _client_seen(self, client: str, links: tuple[LinkSample, ...], now: float) -> None:
         known = self.clients.get(client)
@@ -165,11 +178,20 @@ class Core:
         if client is not None and client.away_since is None:
             client.away_since = now
 
+    def _restarted(self, event: ev.Restarted, now: float) -> None:
+        del event
+        self.fleet.restarted(now)
+        for client in self.clients.values():
+            if client.away_since is not None:
+                client.away_since = now
+        self.desk.back_s = now
+        self.planning.restarted(now)
+
     def _asked(self, event: ev.SessionAsked, now: float) -> None:
         if event.client not in self.clients or event.open.links:
             self._client_seen(event.client, event.open.links, now)
         self._refresh_prices(now)
-        self.desk.ask(event.client, event.open, now)
+        self.desk.ask(event.client, event.open, now, group=event.group)
 
     def _resumed(self, event: ev.SessionResumed, now: float) -> None:
         edges = [0, *(hop.end for hop in event.chain)]
@@ -202,7 +224,7 @@ class Core:
     def _tick(self, event: ev.Tick, now: float) -> None:
         del event
         for server in list(self.servers.values()):
-            self._fleet.watch(server, now)
+            self.fleet.watch(server, now)
         for client in [each for each in self.clients.values() if each.away_since is not None]:
             if now - (client.away_since or now) >= self.settings.lease_s:
                 self.desk.lose_client(client.peer, now, "its client is gone")
@@ -211,5 +233,5 @@ class Core:
         for peer, member in members.items():
             if member.away_since is None and now - member.probed >= self.settings.probe_s:
                 self._probe(peer, member, now)
-        self.desk.tick(now, present={peer for peer, server in self.servers.items() if server.present})
+        self.desk.tick(now)
         self.planning.watch_demand(now)

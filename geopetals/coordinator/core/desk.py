@@ -20,6 +20,7 @@ _CLOSED_S = 5.0
 """For so long, a server may go on reporting a session that is closed."""
 _LEAST_EXTENSION_S = 0.25
 _GUESSED_STEP_S = 0.05
+_TOO_LARGE = "No chain has cache for even one session of this size: shorten the session, or give servers fewer blocks."
 _EARLY_S = 1e-6
 """Differences below are rounding."""
 
@@ -47,14 +48,17 @@ class Desk:
         self.finished: list[dict[str, object]] = []
         """The last ones, predicted and measured."""
         self.asked = 0
+        self.back_s = 0.0
+        """When the coordinator came back from its last outage: before, it could not see sessions go on."""
         self._ends: list[tuple[float, int, str]] = []
 
-    def ask(self, client: str, asked: Open, now: float) -> None:
+    def ask(self, client: str, asked: Open, now: float, *, group: str = "") -> None:
+        """group: see SessionAsked."""
         known = self.sessions.get(asked.session_id)
         if known is not None:
             self._again(known, client, now)
             return
-        session = self._new(client, asked, now)
+        session = self._new(client, asked, now, group)
         self._demand.arrived(client, session.prompt, session.output, now)
         self._mend(now)
         if self.books is None:
@@ -62,19 +66,20 @@ class Desk:
                 session, "The swarm has no servers yet: start one and ask again.", self.notices.cover_in_s(now)
             )
             return
+        if not self.books.could_hold(self._pages(session)) and self.books.covers():
+            # Before anything is computed in proportion to its size.
+            self.notices.refused(session, _TOO_LARGE, self._settings.queue_wait_s)
+            return
         try:
             route = self._choose(session, now)
-        except ServerFull as error:
-            if self.books.could_hold(self._pages(session)):
-                self._wait_for_room(session, now)
-            else:
-                self.notices.refused(session, str(error), self._settings.queue_wait_s)
+        except ServerFull:
+            self._wait_for_room(session, now)
             return
         except NoChain as error:
             self._without_chain(session, error, now)
             return
         if route.wait_s <= 0 and self.books.fits(route.chain, self._pages(session)):
-            session.tag = self.order.tag(client, self._work(session, route))
+            self.order.charge(session, self._work(session, route))
             self.books.book(session, route, now)
             session.chain = self.books.hops_of(route.chain)
             self._admit(session, route.end_s, now)
@@ -115,7 +120,7 @@ class Desk:
             return
         if session is None:
             asked = Open(session_id=session_id, batch=batch, max_length=max_length, prompt_tokens=min(used, max_length))
-            session = self._new(client, asked, now)
+            session = self._new(client, asked, now, "")
             session.admitted, session.start_s, session.progress_s = True, now, now
             session.predicted = Predicted(ttft_s=0.0, tpot_s=0.0, end_to_end_s=0.0, wait_s=0.0)
             self.sessions[session_id] = session
@@ -130,10 +135,12 @@ class Desk:
         self._write_down(session, now)
 
     def extend(self, client: str, session_id: str, max_length: int, now: float) -> None:
-        """More tokens on the chain that it has, or not at all: it does not wait for them."""
+        """More tokens on the chain that it has, or not at all: it does not wait for them.
+
+        A session that is not known here gets no answer.
+        """
         session = self._own(client, session_id)
         if session is None or self.books is None:
-            self.notices.denied(session_id, client, "There is no such session.")
             return
         longer = math.ceil(session.batch * max(session.max_length, max_length) / self._settings.page_tokens)
         more = longer - self._pages(session)
@@ -200,6 +207,8 @@ class Desk:
         if used <= session.used:
             return
         session.used, session.progress_s = used, now
+        if not session.first_used:
+            session.first_used, session.first_progress_s = used, now
         if not self.waiting or not session.bookings:
             return
         end_s = now + left_s(session, now)
@@ -211,14 +220,12 @@ class Desk:
         """Whether a session has cache on the server."""
         return any(hop.peer_id == peer for session in self.sessions.values() for hop in session.hops())
 
-    def tick(self, now: float, *, present: Container[str]) -> None:
-        """Correct predictions, begin what may begin, and tell those who wait. present: the servers that are there."""
+    def tick(self, now: float) -> None:
+        """Correct predictions, begin what may begin, and tell those who wait."""
         for session in [each for each in self.sessions.values() if each.admitted]:
-            if session.seen and now - session.progress_s >= self._settings.idle_s:
+            if session.seen and now - max(session.progress_s, self.back_s) >= self._settings.idle_s:
                 self.end(session, now, "no new token for too long")
-                continue
-            is_overdue = not session.seen and now - session.start_s >= self._settings.unseen_s
-            if is_overdue and any(hop.peer_id in present for hop in session.chain):
+            elif not session.seen and now - max(session.start_s, self.back_s) >= self._settings.unseen_s:
                 self.end(session, now, "no server has seen it")
         for session in [each for each in self.waiting if each.start_s >= UNKNOWN_S]:
             if now - session.asked_s > self._settings.queue_wait_s:
@@ -261,7 +268,7 @@ class Desk:
         self._ends = [(each.end_s, each.number, each.session_id) for each in self.sessions.values() if each.admitted]
         heapq.heapify(self._ends)
 
-    def _new(self, client: str, asked: Open, now: float) -> Session:
+    def _new(self, client: str, asked: Open, now: float, group: str) -> Session:
         self.asked += 1
         most = max(asked.max_length - asked.prompt_tokens, 1)
         return Session(
@@ -274,6 +281,7 @@ class Desk:
             output=most if asked.output_tokens is None else max(min(asked.output_tokens, most), 1),
             asked_s=now,
             tag=0.0,
+            group=group,
         )
 
     def _again(self, session: Session, client: str, now: float) -> None:
@@ -321,15 +329,16 @@ class Desk:
         if len(self.waiting) >= settings.queue_length:
             self.notices.refused(session, f"{len(self.waiting)} sessions wait already.", self._room_in_s(now))
             return
-        if self.waiting.of_client(session.client) >= settings.queue_per_client:
-            self.notices.refused(session, "Too many sessions of this client wait already.", self._room_in_s(now))
+        if self.waiting.of_payer(session.payer) >= settings.queue_per_client:
+            whose = "join token" if session.group else "client"
+            self.notices.refused(session, f"Too many sessions of this {whose} wait already.", self._room_in_s(now))
             return
-        session.tag = self.order.tag(session.client, work)
+        self.order.charge(session, work)
         self.waiting.add(session, books, self._choose, now, settings.page_tokens)
         wait_s = session.start_s - now
         if settings.queue_wait_s < wait_s < UNKNOWN_S / 2:
             self.waiting.remove(session, books, now)
-            self.order.gave_up(session.client, work)
+            self.order.gave_up(session)
             self.notices.refused(session, f"It would wait {wait_s:.0f} s.", max(wait_s - settings.queue_wait_s, 1.0))
             self.waiting.stale = True
             return
@@ -377,7 +386,7 @@ class Desk:
             self.closed[session.session_id] = now
         elif self.books is not None:
             self.waiting.remove(session, self.books, now)
-            self.order.gave_up(session.client, self._pages(session) * session.service_s)
+            self.order.gave_up(session)
 
     def _freed(self, servers: Container[str], now: float) -> None:
         """Cache of these may have come free."""

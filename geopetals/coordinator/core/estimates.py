@@ -10,6 +10,7 @@ from geopetals.coordinator.messages import Measured, Predicted
 from geopetals.plan import Route
 
 _LEAST_S = 1e-6
+_BELIEF_TOKENS = 8
 
 
 def choose(books: Books, demand: Demand, session: Session, pages: int, now: float) -> Route:
@@ -42,12 +43,21 @@ def predict(demand: Demand, session: Session, now: float) -> Predicted:
 
 
 def left_s(session: Session, now: float) -> float:
-    """How much longer an admitted session goes on, by the tokens that its servers have seen."""
+    """How much longer an admitted session goes on, by the tokens that its servers have seen.
+
+    Its pace is that between two reports, not that since its start, which holds the first token: of a session that has
+    made two tokens that says twice too much. What was predicted counts as much as some tokens that were seen.
+    """
     done = session.used - session.prompt
-    if done >= 1 and now > session.start_s:
-        left = max(session.prompt + session.output - session.used, 0)
-        return left * (session.progress_s - session.start_s) / done
-    return max(session.start_s + session.service_s - now, 0.0)
+    if done < 1 or now <= session.start_s:
+        return max(session.start_s + session.service_s - now, 0.0)
+    left = max(session.prompt + session.output - 1 - session.used, 0)  # the last token is not sent back
+    seen, took_s = session.used - session.first_used, session.progress_s - session.first_progress_s
+    if session.service_s > 0:
+        seen, took_s = seen + _BELIEF_TOKENS, took_s + _BELIEF_TOKENS * session.service_s / session.output
+    elif seen < 1:  # it was resumed, and nothing is known of it but how far it is
+        seen, took_s = done, session.progress_s - session.start_s
+    return left * took_s / seen
 
 
 def learn(demand: Demand, session: Session, measured: Measured, now: float) -> dict[str, Any]:

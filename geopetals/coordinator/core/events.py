@@ -67,10 +67,15 @@ class ClientLost(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionAsked(Message):
-    """A client wants a session; asking again for one that is admitted or waits gives the same answer."""
+    """A client wants a session; asking again for one that is admitted or waits gives the same answer.
+
+    group: whose share of the swarm it counts on, and whose place in the queue it takes: the join token, since one token
+    admits many clients. Empty: the client's own.
+    """
 
     client: str
     open: Open
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +118,11 @@ class Tick(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Restarted(Message):
+    """The coordinator is back after an outage of its own: nobody was away for longer than since now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplanAsked(Message):
     """Somebody wants a new plan now; it is adopted under the same rule as any other."""
 
@@ -140,6 +150,7 @@ Event = (
     | SessionExtended
     | SessionClosed
     | Tick
+    | Restarted
     | ReplanAsked
     | PlanMade
 )

@@ -7,7 +7,7 @@ between the largest difference and the smallest sum of the two known ones. The e
 the distance. (Internet paths break the inequality now and then: the error is no bound.)
 """
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Sequence
 from statistics import median
 from typing import Any
 
@@ -100,23 +100,25 @@ class Links:
         self.partners.pop(member, None)
 
     def matrix(self, clients: Sequence[str], servers: Sequence[str]) -> tuple[Floats, Floats]:
-        """(C + J, C + J), clients first: round trips in force or estimated, and the estimates' errors (0: measured)."""
-        members = [*clients, *servers]
-        known = self._known(members)
-        rtts, errors = known.copy(), np.zeros_like(known)
+        """(C + J, J), clients first, to servers: round trips in force or estimated, and the errors of estimates.
+
+        An error of 0: measured. There is nothing between clients, of which there may be thousands.
+        """
         first = len(clients)
-        for row in range(len(members)):
-            # Only what follows in the order of members, so that this order alone decides; nothing between clients.
-            missing = max(first, row + 1) + np.flatnonzero(np.isnan(known[row, max(first, row + 1) :]))
+        known = self._known([*clients, *servers], servers)
+        rtts, errors = known.copy(), np.zeros_like(known)
+        for row in range(len(known)):
+            # Between servers only what follows in their order, so that this order alone decides.
+            start = max(row + 1 - first, 0)
+            missing = start + np.flatnonzero(np.isnan(known[row, start:]))
             if missing.size:
                 rtts[row, missing], errors[row, missing] = _estimated(known, row, first, missing)
-        rtts, errors = np.triu(rtts, 1), np.triu(errors, 1)
-        rtts, errors = rtts + rtts.T, errors + errors.T
         default_s = self.typical_s()
         unknown = np.isnan(rtts)
         rtts[unknown], errors[unknown] = default_s, default_s
-        np.fill_diagonal(rtts, 0.0)
-        np.fill_diagonal(errors, 0.0)
+        for matrix in (rtts, errors):
+            upper = np.triu(matrix[first:], 1)
+            matrix[first:] = upper + upper.T
         return rtts, errors
 
     def typical_s(self) -> float:
@@ -143,14 +145,16 @@ class Links:
         for one, other in (pair, pair[::-1]):
             self.partners.setdefault(one, set()).add(other)
 
-    def _known(self, members: Iterable[str]) -> Floats:
-        """NaN where nothing is known, also on the diagonal."""
-        place = {member: index for index, member in enumerate(members)}
-        known = np.full((len(place), len(place)), np.nan)
-        for (one, other), rtt_s in self.in_force.items():
-            here, there = place.get(one), place.get(other)
-            if here is not None and there is not None:
-                known[here, there] = known[there, here] = rtt_s
+    def _known(self, members: Sequence[str], servers: Sequence[str]) -> Floats:
+        """(C + J, J). NaN where nothing is known, also from a server to itself."""
+        row = {member: index for index, member in enumerate(members)}
+        column = {server: index for index, server in enumerate(servers)}
+        known = np.full((len(members), len(servers)), np.nan)
+        for pair, rtt_s in self.in_force.items():
+            for one, other in (pair, pair[::-1]):
+                here, there = row.get(one), column.get(other)
+                if here is not None and there is not None:
+                    known[here, there] = rtt_s
         return known
 
 
@@ -159,12 +163,12 @@ def pair_of(one: str, other: str) -> Pair:
 
 
 def _estimated(known: Floats, row: int, first: int, missing: Ints) -> tuple[Floats, Floats]:
-    """Of these columns of the row; NaN where no server (from index `first` on) is known from both ends."""
-    landmarks = first + np.flatnonzero(~np.isnan(known[row, first:]))
+    """Of these columns of the row; NaN where no server is known from both ends. Servers' rows begin with `first`."""
+    landmarks = np.flatnonzero(~np.isnan(known[row]))
     if not landmarks.size:
         nothing = np.full(missing.size, np.nan)
         return nothing, nothing
-    here, there = known[row, landmarks, None], known[np.ix_(landmarks, missing)]
+    here, there = known[row, landmarks, None], known[np.ix_(first + landmarks, missing)]
     upper = np.fmin.reduce(here + there, axis=0)
     lower = np.fmax.reduce(np.abs(here - there), axis=0)
     return (upper + lower) / 2, (upper - lower) / 2

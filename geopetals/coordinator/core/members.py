@@ -36,6 +36,8 @@ class Server:
     load_s: float | None = None
     """What its last load took."""
     probed: float = 0.0
+    heard_at: float = 0.0
+    """When it registered or reported last."""
 
     @property
     def present(self) -> bool:
@@ -58,6 +60,7 @@ class Server:
             "penalty_until": self.penalty_until,
             "load_s": self.load_s,
             "probed": self.probed,
+            "heard_at": self.heard_at,
         }
 
     @classmethod

@@ -64,10 +64,12 @@ class Placer:
         if due is None:
             return False
         covered = self.covers(self.holding())
-        if due.now or now >= due.first_s + (settings.settle_most_s if covered else 2 * settings.settle_s):
+        if due.now:
             return True
-        if not due.members and now < self._planned_at + settings.replan_s:
+        if covered and not due.members and now < self._planned_at + settings.replan_s:
             return False
+        if now >= due.first_s + (settings.settle_most_s if covered else 2 * settings.settle_s):
+            return True
         return now >= due.last_s + self._settings.settle_s and not unmeasured()
 
     def holding(self) -> dict[str, Span]:

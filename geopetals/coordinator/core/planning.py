@@ -136,6 +136,14 @@ class Planning:
         if not 1 / (1 + settings.drift) <= ratio <= 1 + settings.drift:
             self._placer.ask("the load has changed", now)
 
+    def restarted(self, now: float) -> None:
+        """A plan that was being made, or was due, is due from now on: the same whether or not a snapshot was taken."""
+        opened, self.open_job = self.open_job, None
+        if opened is not None:
+            self._placer.ask(opened.reason, now, at_once=True, members=opened.members)
+        if self._placer.due is not None:
+            self._placer.due.first_s = self._placer.due.last_s = now
+
     def to_dict(self) -> dict[str, Any]:
         opened = self.open_job
         return {

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 
-from geopetals.cluster import DecodeTime, PrefillTime, ServerId, ServerSpec
+from geopetals.cluster import ClusterError, DecodeTime, PrefillTime, ServerId, ServerSpec
 from geopetals.coordinator.core.settings import ModelFacts
 from geopetals.coordinator.messages import Limits, Profile
 
 _LEAST_S = 1e-9
 """A step that takes no time at all is not believed."""
 _SLOWEST_S = 3600.0
+_MOST_TOKENS = 2**24
 _LEAST_BIT_PER_S = 1000.0
 
 
@@ -36,6 +37,12 @@ def server_spec(peer: str, profile: Profile, limits: Limits, model: ModelFacts) 
     if limits.max_blocks is not None:
         most = min(most, limits.max_blocks)
     pin = None if limits.pin is None else (limits.pin.start, limits.pin.end)
+    if pin is not None and not (0 <= pin[0] < pin[1] <= model.num_blocks and pin[1] - pin[0] <= most):
+        raise ClusterError(
+            ("blocks",),
+            f"{pin[0]}:{pin[1]} are no blocks that it could hold: the model has {model.num_blocks}, and its memory is "
+            f"for {most}.",
+        )
     rate = profile.bandwidth_bytes_s
     return ServerSpec(
         id=ServerId(peer),
@@ -49,8 +56,12 @@ def server_spec(peer: str, profile: Profile, limits: Limits, model: ModelFacts) 
     )
 
 
-def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """Least squares with neither part below 0. From one abscissa alone nothing is known of the slope: it is 0."""
+def _line(measured: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """Least squares with neither part below 0. From one abscissa alone nothing is known of the slope: it is 0.
+
+    What no machine can have measured is cut, or sums would overflow.
+    """
+    points = [(min(x, _MOST_TOKENS), min(y, _SLOWEST_S)) for x, y in measured]
     count = len(points)
     mean_x = math.fsum(x for x, _ in points) / count
     mean_y = max(math.fsum(y for _, y in points) / count, _LEAST_S)

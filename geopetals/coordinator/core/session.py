@@ -26,6 +26,10 @@ class Session:
     asked_s: float
     tag: float
     """Its place among those that wait: see FairOrder."""
+    group: str = ""
+    """Whose share of the swarm it counts on, besides its client's: see SessionAsked."""
+    charged: float = 0.0
+    """What it counts there."""
     admitted: bool = False
     chain: tuple[ChainHop, ...] = ()
     void: tuple[str, ...] = ()
@@ -49,6 +53,10 @@ class Session:
     """Tokens of a sequence that its servers have processed."""
     progress_s: float = 0.0
     """When that was last seen to grow."""
+    first_used: int = 0
+    """The same when it was first reported,"""
+    first_progress_s: float = 0.0
+    """and when that was."""
     seen: bool = False
     """Whether any server has reported it."""
     bookings: list[int] = field(default_factory=list)
@@ -57,6 +65,11 @@ class Session:
     def pages(self, page_tokens: int) -> int:
         """Of attention cache, in each block."""
         return math.ceil(self.batch * self.max_length / page_tokens)
+
+    @property
+    def payer(self) -> str:
+        """On whose share it counts."""
+        return self.group or self.client
 
     @property
     def key(self) -> tuple[float, int]:
@@ -87,18 +100,18 @@ class FairOrder:
 
     The swarm's virtual time is the tag up to which all have begun: a small session that begins before its turn, in a
     gap, must not put back whoever asks next. A session's tag is that time, or where the client's session before it ends
-    in virtual time, whichever is later; it lasts for its pages times its seconds.
+    in virtual time, whichever is later; it lasts for its pages times its seconds. Clients are those who pay: groups,
+    where sessions have one.
     """
 
     def __init__(self) -> None:
         self.virtual = 0.0
         self.finish: dict[str, float] = {}
 
-    def tag(self, client: str, work: float) -> float:
-        """Of one more session, which counts from now on."""
-        start = max(self.virtual, self.finish.get(client, 0.0))
-        self.finish[client] = start + work
-        return start
+    def charge(self, session: Session, work: float) -> None:
+        """One more session, which gets its tag and counts from now on."""
+        session.tag, session.charged = max(self.virtual, self.finish.get(session.payer, 0.0)), work
+        self.finish[session.payer] = session.tag + work
 
     def began(self, tag: float) -> None:
         if tag > self.virtual:
@@ -106,10 +119,10 @@ class FairOrder:
             if len(self.finish) > 1000:
                 self.finish = {client: end for client, end in self.finish.items() if end > tag}
 
-    def gave_up(self, client: str, work: float) -> None:
-        """A session that was counted has not begun."""
-        if client in self.finish:
-            self.finish[client] = max(self.finish[client] - work, 0.0)
+    def gave_up(self, session: Session) -> None:
+        """A session that was counted has not begun. What it was charged is given back, whatever it has become since."""
+        if session.payer in self.finish:
+            self.finish[session.payer] = max(self.finish[session.payer] - session.charged, 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         return {"virtual": self.virtual, "finish": self.finish}

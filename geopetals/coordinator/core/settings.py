@@ -65,6 +65,11 @@ class Settings(Message):
     """Plans are made inside of Core.apply; otherwise by the action MakePlan."""
 
     server_grace_s: float = 5.0
+    """A server whose channel is gone for so long is gone;"""
+    return_s: float = 15.0
+    """but for so long servers are waited for after an outage that is the coordinator's own."""
+    silent_s: float = 30.0
+    """A server that has said nothing for so long is as one whose channel is gone."""
     lease_s: float = 10.0
     """Sessions of a client whose channel is gone end after so long."""
     idle_s: float = 900.0

@@ -26,6 +26,8 @@ def take(core: "Core") -> dict[str, Any]:
         "placer": core.placer.to_dict(),
         "prices": core.prices.to_dict(),
         "planning": core.planning.to_dict(),
+        "outage_s": core.fleet.outage_s,
+        "back_s": desk.back_s,
         "order": desk.order.to_dict(),
         "closed": desk.closed,
         "finished": desk.finished,
@@ -52,6 +54,7 @@ def restore(core: "Core", raw: dict[str, Any]) -> None:
     core.placer.restore(raw["placer"])
     core.prices.restore(raw["prices"])
     core.planning.restore(raw["planning"], core.now)
+    core.fleet.outage_s, desk.back_s = raw.get("outage_s", 0.0), raw.get("back_s", 0.0)
     desk.order.restore(raw["order"])
     desk.closed, desk.finished = dict(raw["closed"]), list(raw["finished"])
     desk.notices.counts, desk.asked = dict(raw["counts"]), raw["asked"]

@@ -42,11 +42,17 @@ def plan_cluster(
 ) -> Cluster:
     """The cluster on which `geopetals plan` gives the coordinator's plan. rtts: as Links.matrix, for plan_clients."""
     clients = plan_clients(work)
-    members = [*clients, *(str(server.id) for server in servers)]
+    names = [str(server.id) for server in servers]
     pairs = tuple(
-        (PlaceId(members[row]), PlaceId(members[column]), float(min(rtts[row, column], _LONGEST_RTT_S)))
-        for row in range(len(members))
-        for column in range(row + 1, len(members))
+        (PlaceId(member), PlaceId(names[column]), float(min(rtts[row, column], _LONGEST_RTT_S)))
+        for row, member in enumerate([*clients, *names])
+        for column in range(max(row + 1 - len(clients), 0), len(names))
+    )
+    # By way of the nearest server: nothing is sent between clients, but a cluster has all pairs.
+    pairs += tuple(
+        (PlaceId(one), PlaceId(clients[column]), float(min((rtts[row] + rtts[column]).min(), _LONGEST_RTT_S)))
+        for row, one in enumerate(clients)
+        for column in range(row + 1, len(clients))
     )
     return Cluster(
         name=name,

@@ -24,7 +24,7 @@ class Waiting:
     def __init__(self, lookahead: int) -> None:
         self._lookahead = lookahead
         self.sessions: list[Session] = []
-        self._of_client: dict[str, int] = {}
+        self._of_payer: dict[str, int] = {}
         self.turn = 0
         """Who of those without a promise was tried last."""
         self.stale = False
@@ -40,14 +40,14 @@ class Waiting:
         """Of those that wait; infinite if nobody does."""
         return self.sessions[0].tag if self.sessions else float("inf")
 
-    def of_client(self, client: str) -> int:
-        return self._of_client.get(client, 0)
+    def of_payer(self, payer: str) -> int:
+        return self._of_payer.get(payer, 0)
 
     def restore(self, sessions: list[Session], *, stale: bool) -> None:
         """As they were."""
         self.sessions = sorted(sessions, key=lambda each: each.key)
         for session in sessions:
-            self._of_client[session.client] = self.of_client(session.client) + 1
+            self._of_payer[session.payer] = self.of_payer(session.payer) + 1
         self.stale = stale
 
     def place_of(self, session: Session) -> int:
@@ -56,7 +56,7 @@ class Waiting:
     def add(self, session: Session, books: Books, choose: Choose, now: float, page_tokens: int) -> None:
         """Put it in its place; those behind it get new promises."""
         insort(self.sessions, session, key=lambda each: each.key)
-        self._of_client[session.client] = self.of_client(session.client) + 1
+        self._of_payer[session.payer] = self.of_payer(session.payer) + 1
         place = self.place_of(session)
         if place < self.ahead(books):
             self.promise(place, books, choose, now)
@@ -64,11 +64,11 @@ class Waiting:
 
     def remove(self, session: Session, books: Books, now: float) -> None:
         del self.sessions[self.place_of(session)]
-        left = self.of_client(session.client) - 1
+        left = self.of_payer(session.payer) - 1
         if left:
-            self._of_client[session.client] = left
+            self._of_payer[session.payer] = left
         else:
-            del self._of_client[session.client]
+            del self._of_payer[session.payer]
         books.unbook(session, now)
 
     def promise(self, place: int, books: Books, choose: Choose, now: float) -> None:

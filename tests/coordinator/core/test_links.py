@@ -56,11 +56,24 @@ def test_estimates_of_links_on_a_plane_are_within_their_errors() -> None:
 def test_what_nobody_knows_anything_of_is_the_typical_link() -> None:
     links = Links(Settings(default_rtt_s=0.07))
     rtts, errors = links.matrix(["c"], ["s1", "s2"])
-    assert rtts[0, 1] == errors[0, 1] == 0.07
+    assert rtts.shape == errors.shape == (3, 2)
+    assert rtts[0, 0] == errors[0, 0] == 0.07
     links.add("s1", "s2", 0.03, 0.0, relayed=True)
     links.take({"s1", "s2"})
     rtts, errors = links.matrix(["c"], ["s1", "s2"])
-    assert rtts[0, 1] == 0.03
-    assert errors[1, 2] == 0
+    assert rtts[0, 0] == 0.03
+    assert errors[1, 1] == 0
     links.forget("s2")
-    assert links.matrix(["c"], ["s1", "s2"])[0][1, 2] == 0.07
+    assert links.matrix(["c"], ["s1", "s2"])[0][1, 1] == 0.07
+
+
+def test_clients_know_nothing_of_each_other_and_are_estimated_by_servers() -> None:
+    links = Links(Settings())
+    for client, rtt_s in (("c1", 0.03), ("c2", 0.05)):
+        links.add(client, "s1", rtt_s, 0.0, relayed=False)
+        links.add(client, "c3", 0.5, 0.0, relayed=False)
+    links.add("s1", "s2", 0.01, 0.0, relayed=False)
+    links.take({"s1", "s2"})
+    rtts, errors = links.matrix(["c1", "c2"], ["s1", "s2"])
+    np.testing.assert_allclose(rtts, [[0.03, 0.03], [0.05, 0.05], [0.0, 0.01], [0.01, 0.0]])
+    np.testing.assert_allclose(errors, [[0.0, 0.01], [0.0, 0.01], [0.0, 0.0], [0.0, 0.0]])
