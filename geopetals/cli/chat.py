@@ -1,6 +1,7 @@
 """`geopetals chat`: a conversation in the terminal."""
 
 import argparse
+import select
 import signal
 import sys
 from types import FrameType
@@ -10,6 +11,7 @@ from geopetals.cli.generate import add_sampling_arguments, add_swarm_arguments, 
 from geopetals.errors import SwarmFailure
 
 HELP = "talk with a model that a swarm serves"
+_SIGNAL_CHECK_S = 0.5
 _HELP_TEXT = "/reset forgets the conversation, /quit leaves, Ctrl-C stops an answer"
 
 
@@ -40,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 def _talk(conversation: Any, options: dict[str, Any]) -> None:
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
+            line = _next_line().strip()
         except (EOFError, KeyboardInterrupt):
             print()
             return
@@ -53,6 +55,16 @@ def _talk(conversation: Any, options: dict[str, Any]) -> None:
             print(_HELP_TEXT, file=sys.stderr)
         elif line:
             _answer(conversation, line, options)
+
+
+def _next_line() -> str:
+    """What a person types. Waits in slices: a Ctrl-C just before input() goes to sleep would not wake it."""
+    if not sys.stdin.isatty():
+        return input()
+    print("> ", end="", flush=True)
+    while not select.select([sys.stdin], [], [], _SIGNAL_CHECK_S)[0]:
+        continue
+    return input()
 
 
 def _answer(conversation: Any, line: str, options: dict[str, Any]) -> None:

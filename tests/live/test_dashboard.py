@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.live.commands import wait_for
 from tests.web.page import CHROMIUM, FakeCoordinator, browser_page
 from tests.web.synthetic import HOSTILE, status
 
@@ -66,7 +67,7 @@ def test_it_asks_for_the_token_and_keeps_it_to_itself() -> None:
         page.goto(coordinator.url)
         page.fill("#token", "wrong")
         page.press("#token", "Enter")
-        page.wait_for_function("document.getElementById('summary').textContent.includes('token')", timeout=WAIT_MS)
+        wait_for(lambda: "token" in page.inner_text("#summary"), timeout_s=30, what="token")
         page.fill("#token", "right")
         page.press("#token", "Enter")
         page.wait_for_selector("body[data-ready=true]", timeout=WAIT_MS)
@@ -130,7 +131,7 @@ def test_two_hundred_servers_are_drawn_and_updated_without_a_stall() -> None:
             **large,
             "servers": [{**server, "state": "gone", "span": None} for server in large["servers"]],
         }
-        page.wait_for_function("document.getElementById('summary').textContent.includes('0 of 200')", timeout=WAIT_MS)
+        wait_for(lambda: "0 of 200" in page.inner_text("#summary"), timeout_s=30, what="0 of 200")
         assert complaints == []
 
 
@@ -138,7 +139,7 @@ def test_what_is_old_is_called_old() -> None:
     with browser_page() as (page, _):
         with FakeCoordinator(status()).running() as coordinator:
             opened(page, coordinator.url)
-        page.wait_for_function("document.getElementById('summary').textContent.includes('is old')", timeout=WAIT_MS)
+        wait_for(lambda: "is old" in page.inner_text("#summary"), timeout_s=30, what="is old")
 
 
 def contrast(page: Any, selector: str) -> float:
