@@ -100,8 +100,8 @@ class FairOrder:
 
     The swarm's virtual time is the tag up to which all have begun: a small session that begins before its turn, in a
     gap, must not put back whoever asks next. A session's tag is that time, or where the client's session before it ends
-    in virtual time, whichever is later; it lasts for its pages times its seconds. Clients are those who pay: groups,
-    where sessions have one.
+    in virtual time, whichever is later; it lasts for its pages times its seconds. Peers with one join token are clients
+    of their own here: friends often share one, which bounds how many of their sessions may wait.
     """
 
     def __init__(self) -> None:
@@ -110,8 +110,8 @@ class FairOrder:
 
     def charge(self, session: Session, work: float) -> None:
         """One more session, which gets its tag and counts from now on."""
-        session.tag, session.charged = max(self.virtual, self.finish.get(session.payer, 0.0)), work
-        self.finish[session.payer] = session.tag + work
+        session.tag, session.charged = max(self.virtual, self.finish.get(session.client, 0.0)), work
+        self.finish[session.client] = session.tag + work
 
     def began(self, tag: float) -> None:
         if tag > self.virtual:
@@ -121,8 +121,8 @@ class FairOrder:
 
     def gave_up(self, session: Session) -> None:
         """A session that was counted has not begun. What it was charged is given back, whatever it has become since."""
-        if session.payer in self.finish:
-            self.finish[session.payer] = max(self.finish[session.payer] - session.charged, 0.0)
+        if session.client in self.finish:
+            self.finish[session.client] = max(self.finish[session.client] - session.charged, 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         return {"virtual": self.virtual, "finish": self.finish}
