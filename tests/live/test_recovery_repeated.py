@@ -117,7 +117,7 @@ def test_a_kill_in_the_middle_of_a_long_prompt(
         last = next(server for server in swarm.servers if server.peer_id == session.route[-1].peer_id)
 
         def kill_when_it_computes() -> None:
-            wait_for(lambda: chain._hops[0].beat.computed > 0, timeout_s=30, what="the first piece")
+            wait_for(lambda: chain._flights, timeout_s=30, what="the first piece on its way")
             swarm.kill(last)
 
         killer = threading.Thread(target=kill_when_it_computes)
