@@ -8,7 +8,7 @@ import numpy as np
 from geopetals.cluster import Cluster, to_problem
 from geopetals.coordinator.core.plans import Layout, Plans
 from geopetals.coordinator.messages import Span
-from geopetals.errors import GeoPetalsError, SwarmFailure, UnsupportedInput
+from geopetals.errors import GeoPetalsError, UnsupportedInput
 from geopetals.placement.cg_bp import blocks_to_hold
 from geopetals.placement.load import cg_bp_for_demand
 from geopetals.placement.search import placement_cost, search_placement, sessions_by_client
@@ -72,10 +72,10 @@ def fill(problem: Problem, placement: Placement, server: int) -> Span | None:
         return Span(*pin)
     try:
         span = _OWN.join(World(problem=problem), placement, server)
-        if span is not None:
-            return Span(span.start, span.end)
-    except (GeoPetalsError, SwarmFailure):
-        pass
+    except GeoPetalsError:
+        span = None  # memory does not suffice for the whole model yet
+    if span is not None:
+        return Span(span.start, span.end)
     blocks = int(blocks_to_hold(problem, 1)[server])
     if not blocks:
         return None
