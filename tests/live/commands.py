@@ -10,10 +10,11 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, NoReturn, TypeVar
 
 import psutil
 
@@ -222,3 +223,19 @@ def run(
     finally:
         command.destroy()
     return command
+
+
+def run_and_exit(work: Callable[[], int | None]) -> NoReturn:
+    """In a fork: do `work` and end the process with what it returns; never return into the parent's code."""
+    code = 70
+    try:
+        code = work() or 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:  # noqa: BLE001 - whatever it is ends here
+        traceback.print_exc()
+        code = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -14,15 +14,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-import traceback
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from geopetals.swarm.orphan_guard import die_with_parent
 from geopetals.wan import Wan, enter
-from tests.live.commands import is_alive, wait_for
+from tests.live.commands import is_alive, run_and_exit, wait_for
 
 COMMAND = "geopetals.cli:main"
 _START_S = 240.0
@@ -174,34 +174,24 @@ def _serve() -> None:
             path.with_suffix(ending).touch()
         pid = os.fork()
         if pid == 0:
-            _run(request, path, parent)
+            run_and_exit(partial(_run, request, path, parent))
         print(pid, flush=True)
 
 
-def _run(request: _Request, path: Path, parent: int) -> None:
-    code = 70
-    try:
-        die_with_parent(parent)
-        os.setsid()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for number, ending in enumerate((".in", ".out", ".err")):
-            os.dup2(os.open(path.with_suffix(ending), os.O_RDWR | os.O_APPEND), number)
-        if request.host is not None:
-            enter.enter(enter.fetch(*request.host))
-        for name, value in request.patches.items():
-            module, _, attribute = name.partition(":")
-            setattr(importlib.import_module(module), attribute, value)
-        module, _, function = request.call.partition(":")
-        code = getattr(importlib.import_module(module), function)(request.arguments) or 0
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    except BaseException:  # noqa: BLE001 - a fork must never return into its parent's code
-        traceback.print_exc()
-        code = 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+def _run(request: _Request, path: Path, parent: int) -> int:
+    die_with_parent(parent)
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number, ending in enumerate((".in", ".out", ".err")):
+        os.dup2(os.open(path.with_suffix(ending), os.O_RDWR | os.O_APPEND), number)
+    if request.host is not None:
+        enter.enter(enter.fetch(*request.host))
+    for name, value in request.patches.items():
+        module, _, attribute = name.partition(":")
+        setattr(importlib.import_module(module), attribute, value)
+    module, _, function = request.call.partition(":")
+    code: int | None = getattr(importlib.import_module(module), function)(request.arguments)
+    return code or 0
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import traceback
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.live.commands import Workspace, wait_for
+from tests.live.commands import Workspace, run_and_exit, wait_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,31 +75,20 @@ def _serve() -> None:
         command = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            _run(command)
+            run_and_exit(partial(_run, command))
         _, status = os.waitpid(pid, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def _run(command: dict[str, Any]) -> None:
-    code = 70
-    try:
-        for number, name in ((0, os.devnull), (1, command["stdout"]), (2, command["stderr"])):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), number)
-        # What this process starts is found by the mark; this process itself is waited for.
-        os.environ.update(command["env"])
-        tempfile.tempdir = None
-        from geopetals.cli import main
+def _run(command: dict[str, Any]) -> int:
+    for number, name in ((0, os.devnull), (1, command["stdout"]), (2, command["stderr"])):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), number)
+    # What this process starts is found by the mark; this process itself is waited for.
+    os.environ.update(command["env"])
+    tempfile.tempdir = None
+    from geopetals.cli import main
 
-        code = main(command["argv"])
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    except BaseException:  # noqa: BLE001 - a fork must never return into its parent's code
-        traceback.print_exc()
-        code = 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    return main(command["argv"])
 
 
 if __name__ == "__main__":
