@@ -200,7 +200,9 @@ class RelayedSwarm:
         self.peers[host] = self.servers[host].wait_line(r"(?m)^peer (\S+)$")
 
     def relay(self, host: str, *words: str, join: str = "first") -> None:
-        """Start a relay with the identity that this host's had before, and wait until it relays."""
+        """Start a relay with the identity that this host's had before, which ends, and wait until it relays."""
+        if host in self.relays:
+            self.relays[host].kill()
         identity = str(self.folder / f"{host}.key")
         token = ["--join", self.tokens[join]]
         arguments = ["--host", self.wan.addresses[host], "--identity", identity, *token, *words]

@@ -63,6 +63,7 @@ def deployed(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     environment = {
         **os.environ,
         "MODEL": str(llama),
+        "HOST": "127.0.0.1",  # libp2p passes on neither private nor reserved addresses to peers met at reserved ones
         "OMP_NUM_THREADS": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
