@@ -48,7 +48,8 @@ def test_the_script_runs_the_files_commands_with_paths_of_this_machine(tmp_path:
         assert len(run) == len(written)
         for told, ran in zip(written, run, strict=True):
             if "/" not in told:
-                assert ran == told.replace("${MODEL:-HuggingFaceTB/SmolLM2-135M-Instruct}", "a-model")
+                expected = told.replace("${MODEL:-HuggingFaceTB/SmolLM2-135M-Instruct}", "a-model")
+                assert ran == expected.replace("${HOST:-0.0.0.0}", "0.0.0.0")
         assert not [part for part in run if re.match(r"(^|.*[@=])/(data|tokens|state)(/|$)", part)]
 
 
