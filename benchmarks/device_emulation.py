@@ -4,15 +4,17 @@ Method. A tiny Llama (6 blocks) on one server on loopback, on a device that take
 decode, and 2 ms + 0.2 ms per token and block to prefill. 1, 2 and 4 sessions start at once and make 48 tokens each from
 64. Measured is the mean time between tokens while all of them decode: from the first token of the last session, so that
 no prefill of another is in it, to the last token of the first (`steady_itl_ms`). The overhead of software is measured
-first, in the same run, on a device 2.5 times as fast (slower still than the real computing): that of one session less
-that device's time. Predicted, per token:
+first, in the same run, for each number of sessions, on a device 2.5 times as fast (slower still than the real
+computing): what is measured there less that device's time. All sessions are threads of one client process, which
+works for one after another: overhead(n) grows with n. Predicted, per token:
 
-    one session                             S + overhead               S = 6 * (4 ms + 1 ms)
-    n sessions that are computed one by one n * S to n * S + overhead
-    n sessions that are computed together   B to B + overhead          B = 6 * (4 ms + n * 1 ms)
+    one session                             S + overhead(1)               S = 6 * (4 ms + 1 ms)
+    n sessions that are computed one by one n * S to n * S + overhead(1)
+    n sessions that are computed together   B + overhead(n)               B = 6 * (4 ms + n * 1 ms)
 
-as software's work for one session may be hidden behind the device's for another; and for the first token of one session
-6 * (2 ms + 64 * 0.2 ms) + overhead, counted from when its cache is reserved. `off_percent` is what lies outside.
+as software's work for one session is hidden behind the device's for another where they are computed one by one; and for
+the first token of one session 6 * (2 ms + 64 * 0.2 ms) + overhead(1), counted from when its cache is reserved.
+`off_percent` is what lies outside.
 We compute sessions together, stock PETALS does not (BATCHES). Three rounds, stock PETALS beside us in each; its own
 profiler should believe 200 tokens/s per block (`stock_believed_inference_rps`).
 
@@ -71,7 +73,7 @@ def main() -> int:
 def _runs(system: str, model: Path, device: DeviceSpec) -> Iterator[dict[str, Any]]:
     with _server(system, model, device) as peers:
         under_test = SystemUnderTest(system=system, model=str(model), initial_peers=peers, swarm=_SWARM)
-        for sessions in _SESSIONS if device.weights_s == _SLOW.weights_s else (1,):
+        for sessions in _SESSIONS if BATCHES[system] or device.weights_s == _SLOW.weights_s else (1,):
             run = _run(under_test, sessions, device.dilation)
             yield {"system": system, "sessions": sessions, **run}
             print({"system": system, "sessions": sessions, "steady_itl_ms": run["steady_itl_ms"]}, flush=True)
@@ -138,17 +140,17 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, float]:
     summary: dict[str, float] = {}
     for system in dict.fromkeys(run["system"] for run in runs):
         here = [run for run in runs if run["system"] == system]
-        fast_ms = statistics.median(run["steady_itl_ms"] for run in here if not run["slow"] and run["sessions"] == 1)
-        overhead_ms = fast_ms - 1000 * _FAST.decode_s(blocks=NUM_BLOCKS, sessions=1)
-        summary[f"{system}_overhead_ms"] = overhead_ms
         for sessions in _SESSIONS:
-            slow = [run for run in here if run["slow"] and run["sessions"] == sessions]
-            measured_ms = statistics.median(run["steady_itl_ms"] for run in slow)
-            device_ms = 1000 * _step_s(system, sessions)
-            predicted_ms = (device_ms if sessions > 1 else device_ms + overhead_ms, device_ms + overhead_ms)
+            overhead_ms = _overhead_ms(here, sessions if BATCHES[system] else 1)
+            measured_ms = _steady_ms(here, sessions, slow=True)
+            device_ms = 1000 * _step_s(_SLOW, system, sessions)
+            hidden = sessions > 1 and not BATCHES[system]
+            predicted_ms = (device_ms if hidden else device_ms + overhead_ms, device_ms + overhead_ms)
+            summary[f"{system}_overhead_ms_{sessions}_sessions"] = overhead_ms
             summary[f"{system}_itl_ms_{sessions}_sessions"] = measured_ms
             summary[f"{system}_predicted_ms_{sessions}_sessions"] = predicted_ms[1]
             summary[f"{system}_off_percent_{sessions}_sessions"] = _off_percent(measured_ms, *predicted_ms)
+        overhead_ms = _overhead_ms(here, 1)
         alone = [run for run in here if run["slow"] and run["sessions"] == 1]
         prefill_ms = 1000 * _SLOW.prefill_s(blocks=NUM_BLOCKS, tokens=_PROMPT) + overhead_ms
         measured_ms = statistics.median(run["prefill_ms"] for run in alone)
@@ -159,16 +161,28 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, float]:
     return summary
 
 
+def _steady_ms(runs: list[dict[str, Any]], sessions: int, *, slow: bool) -> float:
+    return statistics.median(
+        run["steady_itl_ms"] for run in runs if run["slow"] == slow and run["sessions"] == sessions
+    )
+
+
+def _overhead_ms(runs: list[dict[str, Any]], sessions: int) -> float:
+    """Of one system; that which computes sessions one by one has one session on the fast device."""
+    system = runs[0]["system"]
+    return _steady_ms(runs, sessions, slow=False) - 1000 * _step_s(_FAST, system, sessions)
+
+
 def _off_percent(measured: float, low: float, high: float) -> float:
     """0 from low to high, else how far outside."""
     nearest = min(max(measured, low), high)
     return 100 * (measured / nearest - 1)
 
 
-def _step_s(system: str, sessions: int) -> float:
+def _step_s(device: DeviceSpec, system: str, sessions: int) -> float:
     if BATCHES[system]:
-        return _SLOW.decode_s(blocks=NUM_BLOCKS, sessions=sessions)
-    return sessions * _SLOW.decode_s(blocks=NUM_BLOCKS, sessions=1)
+        return device.decode_s(blocks=NUM_BLOCKS, sessions=sessions)
+    return sessions * device.decode_s(blocks=NUM_BLOCKS, sessions=1)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,17 @@
 A decode step multiplies a few rows with each weight. oneDNN then takes about as long for eight rows as for one, and so
 batches pay; MKL does not, on AMD's processors above all. Measured with all weights of SmolLM2-135M's blocks on one core
 of an EPYC, ms by MKL and by oneDNN: 27 and 22 for 1 row, 40 and 22 for 2, 48 and 24 for 8, 65 and 30 for 16, 306 and
-134 for 128. Weights take no more memory: they are laid out so that those of one input lie together.
+134 for 128. Weights take no more memory: they are laid out so that those of one input lie together, but where these
+would be whole pages: then rows of a product fall on the same few places of the caches. For 4096 outputs of 4096 inputs,
+ms of MKL, oneDNN with that layout, and with the usual one: 3.0, 6.3, 2.5 for 1 row, 7.1, 6.7, 4.5 for 8.
 """
 
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+_PAGE = 4096 // 4
 
 
 def use_onednn(model: nn.Module) -> int:
@@ -21,7 +25,8 @@ def use_onednn(model: nn.Module) -> int:
         return 0
     layers = [module for module in model.modules() if type(module) is nn.Linear and _fits(module.weight)]
     for layer in layers:
-        layer.weight.data = layer.weight.data.t().contiguous().t()
+        if layer.out_features % _PAGE:
+            layer.weight.data = layer.weight.data.t().contiguous().t()
         layer.__class__ = _OneDnnLinear
     return len(layers)
 

@@ -12,7 +12,7 @@ class Other(nn.Linear):
 
 def model(dtype: torch.dtype = torch.float32) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(48, 32, bias=False), nn.Sequential(nn.Linear(32, 16)), Other(16, 8)).to(dtype)
+    return nn.Sequential(nn.Linear(48, 1024, bias=False), nn.Sequential(nn.Linear(1024, 16)), Other(16, 8)).to(dtype)
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
