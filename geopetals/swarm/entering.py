@@ -15,14 +15,15 @@ from geopetals.swarm import relay_records
 from geopetals.swarm.circuits import relay_of
 from geopetals.swarm.network import Network, NetworkConfig
 from geopetals.swarm.p2pd_options import is_loopback
-from geopetals.swarm.reachability import Lost, listening
+from geopetals.swarm.reachability import Lost
+from geopetals.swarm.relay_check import granting
 
 log = logging.getLogger(__name__)
 
-_RELAY_TIMEOUT_S = 20.0
+_RELAY_TIMEOUT_S = 10.0
 _POLL_S = 0.1
 _RESTART_DELAY_S = 1.0
-_LONGEST_DELAY_S = 30.0
+_LONGEST_DELAY_S = 8.0
 _RESTARTS_WITH_PEERS = 4
 _ADDRESS = ("ip4", "ip6", "dns", "dns4", "dns6")
 
@@ -37,9 +38,9 @@ class Nat(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entrance:
-    """`relays`: addresses of relays to use; if none of them answers, those that the swarm's DHT names.
+    """`relays`: addresses of relays to use; if none of them takes this server, those that the swarm's DHT names.
 
-    Behind NAT one relay at least has to answer; p2pd is given those that do.
+    Behind NAT one relay at least has to; p2pd is given those that do.
     """
 
     config: NetworkConfig
@@ -51,11 +52,10 @@ class Entrance:
         if not await self._is_behind_nat():
             return await Network.start(self._plain())
         known = self.relays
-        # p2pd waits for three minutes for relays that do not answer, and uses none of the others meanwhile.
-        relays = await listening(known)
+        relays = await granting(known)
         if not relays:
             known = tuple(dict.fromkeys((*known, *await self._named_relays())))
-            relays = await listening(known)
+            relays = await granting(known)
         if not relays:
             raise _no_relay(known)
         config = replace(

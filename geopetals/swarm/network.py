@@ -22,6 +22,8 @@ from hivemind.proto import crypto_pb2
 
 from geopetals.errors import NetworkError
 from geopetals.swarm import circuits
+from geopetals.swarm.address_book import AddressBook, keep_announced
+from geopetals.swarm.first_contact import meet_any
 from geopetals.swarm.guarded_p2p import GuardedP2P as GuardedP2P
 from geopetals.swarm.guarded_p2p import peer_id_of as peer_id_of
 from geopetals.swarm.p2pd_options import RelayLimits, p2p_options, p2pd_flags
@@ -64,7 +66,10 @@ class Network:
         """As asked for, with the ports that were taken."""
         self.p2p, self.node = p2p, node
         self._folder = folder
-        self._watching = asyncio.create_task(circuits.watch(p2p))
+        self._book = p2p.book = AddressBook(p2p, node, config.initial_peers)
+        self._tasks = [asyncio.create_task(circuits.watch(p2p))]
+        if not config.client_only:
+            self._tasks.append(asyncio.create_task(keep_announced(node, self.addresses)))
 
     @classmethod
     async def start(cls, config: NetworkConfig) -> "Network":
@@ -94,16 +99,15 @@ class Network:
 
     async def addresses(self) -> tuple[str, ...]:
         """Addresses at which others reach this process, with its peer id; of a relayed one those at its relays now."""
-        try:
-            found = [str(address) for address in await self.p2p.get_visible_maddrs(latest=True)]
-        except ValueError:  # there are none: this process listens nowhere
-            return ()
+        found = await self.p2p.addresses()
         if self.is_relayed:
             return tuple(address for address in found if circuits.CIRCUIT in address)
         return tuple(sorted(found, key=lambda address: is_loopback(address.split("/")[2])))
 
     async def stop(self) -> None:
-        self._watching.cancel()
+        for task in self._tasks:
+            task.cancel()
+        self._book.close()
         self.node.is_alive = False
         if self.p2p.is_running:  # a dead daemon never answers that it has forgotten our handlers
             with contextlib.suppress(TimeoutError):
@@ -140,6 +144,8 @@ async def _start_daemon(config: NetworkConfig, folder: Path) -> GuardedP2P:
         file.write(config.identity or new_identity())
     try:
         p2p: GuardedP2P = await daemon_class.create(identity_path=str(identity), **p2p_options(config))
+        if config.initial_peers and not await meet_any(p2p, config.initial_peers):
+            raise _unreachable(config)
     except BaseException as error:
         for failed in started:  # hivemind leaves a p2pd that reports a failure to itself
             await failed.stop()
@@ -204,8 +210,6 @@ def _explain(error: Exception, config: NetworkConfig) -> NetworkError:
     text = str(error)
     if "address already in use" in text or "failed to listen" in text:
         return NetworkError(_bind_failure(config, OSError("the address is already in use")))
-    if config.initial_peers:
-        return _unreachable(config)
     return NetworkError(f"p2pd did not start: {text.rstrip('.')}.")
 
 

@@ -36,7 +36,6 @@ class RelayLimits:
 def p2p_options(config: "NetworkConfig") -> dict[str, Any]:
     """Arguments of `P2P.create`."""
     options: dict[str, Any] = {
-        "initial_peers": list(config.initial_peers) or None,
         "use_relay": True,  # who may not use relays cannot dial servers behind NAT
         "use_auto_relay": False,
         "auto_nat": False,

@@ -19,6 +19,7 @@ from geopetals.swarm.circuits import drop
 from geopetals.swarm.circuits import links as links
 from geopetals.swarm.circuits import relay_of as relay_of
 from geopetals.swarm.network import GuardedP2P, Network
+from geopetals.swarm.relay_check import granting
 from geopetals.swarm.relay_protocol import ping
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,6 @@ _VERDICT_PERIOD_S = 2.0
 _METRICS_TIMEOUT_S = 5.0
 _RELAY_PERIOD_S = 2.0
 _RELAY_TIMEOUT_S = 4.0
-_CONNECT_TIMEOUT_S = 4.0
 _RELAY_LOST_S = 6.0
 
 
@@ -104,23 +104,26 @@ async def _found_private(network: Network) -> Lost:
 
 
 async def _relays_lost(network: Network) -> Lost:
-    """Until for a while a relay answers, but none has given an address: p2pd has given up on it, a new one has not.
+    """Until for a while a relay takes newcomers, but none has given an address: p2pd has given up on it, a new one has
+    not.
 
-    Where no relay answers a new p2pd could do no better, and direct connections would be lost.
+    Where no relay does a new p2pd could do no better, and direct connections would be lost.
     """
-    known, used_at = {*network.config.relays, *network.config.spare_relays}, time.monotonic()
+    known, named = (*network.config.relays, *network.config.spare_relays), tuple[str, ...]()
+    used_at = time.monotonic()
     while True:
         await asyncio.sleep(_RELAY_PERIOD_S)
         try:
             if await _uses_relay(network.p2p, await network.addresses()):
                 used_at = time.monotonic()
                 continue
-            known.update(await relay_records.read(network.node, random.Random()))
+            if time.monotonic() - used_at < _RELAY_LOST_S:
+                continue
+            named = await relay_records.read(network.node, random.Random()) or named
+            if await granting(dict.fromkeys((*known, *named))):
+                return Lost.RELAY
         except Exception as error:  # noqa: BLE001 - p2pd's own death is noticed elsewhere
             log.info("relay.check_failed reason=%r", error)
-            continue
-        if await listening(known) and time.monotonic() - used_at >= _RELAY_LOST_S:
-            return Lost.RELAY
 
 
 async def _uses_relay(p2p: GuardedP2P, addresses: Iterable[str]) -> bool:
@@ -135,21 +138,3 @@ async def _uses_relay(p2p: GuardedP2P, addresses: Iterable[str]) -> bool:
             log.warning("relay.silent relay=%s", relay)
             await drop(p2p, relay)
     return any(answers)
-
-
-async def listening(addresses: Iterable[str]) -> tuple[str, ...]:
-    """Those that take a TCP connection. p2pd is not asked: after failed dials it does not dial for up to 5 minutes."""
-    asked = tuple(addresses)
-    found = await asyncio.gather(*map(_listens, asked))
-    return tuple(address for address, listens in zip(asked, found, strict=True) if listens)
-
-
-async def _listens(address: str) -> bool:
-    _, _, host, _, port, *_ = [*address.split("/"), *5 * [""]]
-    try:
-        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-            _, writer = await asyncio.open_connection(host, int(port))
-    except (OSError, TimeoutError, ValueError):
-        return False
-    writer.close()
-    return True

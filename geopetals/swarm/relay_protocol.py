@@ -1,7 +1,7 @@
 """Two small libp2p protocols that p2pd speaks, from the asking side: is a peer alive, and what does a relay grant?
 
-A relay answers a reservation with the limits of its circuits (circuit relay v2, `HopMessage` in its specification).
-Asking that way is exact: the same handler opens the circuits.
+A relay answers a reservation with the limits of its circuits (circuit relay v2, `HopMessage` in its specification), and
+tells whether a peer can be reached through it. Asking that way is exact: the same handler opens the circuits.
 """
 
 import asyncio
@@ -21,7 +21,8 @@ _PING = "/ipfs/ping/1.0.0"
 _PING_BYTES = 32
 _LARGEST_ANSWER = 1 << 16
 _RESERVE = bytes([2, 0x08, 0x00])  # its length; type (field 1) RESERVE (0)
-_TYPE, _LIMIT, _STATUS = 1, 4, 5
+_CONNECT = 1
+_TYPE, _PEER, _LIMIT, _STATUS = 1, 2, 4, 5
 _STATUS_MESSAGE, _OK = 2, 100
 
 
@@ -44,6 +45,17 @@ async def ask_limits(p2p: P2P, relay: str, *, timeout_s: float) -> Granted:
         return Granted(seconds=_number(limit.get(1, 0)), data_bytes=_number(limit.get(2, 0)))
     except (IndexError, TypeError) as error:
         raise _no_answer(relay, "it does not speak the protocol of relays") from error
+
+
+async def can_reach(p2p: P2P, relay: str, peer: str, *, timeout_s: float) -> bool:
+    """Whether the relay, which this peer is connected to, opens a circuit to the other peer. It is closed again."""
+    name = _field(1, PeerID.from_base58(peer).to_bytes())
+    message = bytes([_TYPE << 3, _CONNECT]) + _field(_PEER, name)
+    try:
+        answer = await _ask(p2p, relay, _HOP, bytes([len(message)]) + message, timeout_s=timeout_s)
+        return dict(_fields(answer)).get(_STATUS) == _OK
+    except (NetworkError, IndexError):
+        return False
 
 
 async def ping(p2p: P2P, peer: str, *, timeout_s: float) -> bool:
@@ -87,6 +99,11 @@ async def _read_length(reader: asyncio.StreamReader) -> int:
             return value
         if value > _LARGEST_ANSWER:
             raise ConnectionError("the answer is too long")
+
+
+def _field(number: int, data: bytes) -> bytes:
+    """Of fewer than 128 bytes."""
+    return bytes([number << 3 | 2, len(data)]) + data
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

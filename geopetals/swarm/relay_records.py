@@ -1,6 +1,7 @@
 """Which relays there are, in the DHT: every relay stores its addresses under its own peer id, read with suspicion."""
 
 import asyncio
+import math
 import random
 from typing import Any
 
@@ -27,17 +28,25 @@ async def announce(node: DHTNode, addresses: tuple[str, ...]) -> None:
 
 async def read(node: DHTNode, rng: random.Random) -> tuple[str, ...]:
     """The addresses of at most four relays, chosen at random. Malformed records are passed over."""
-    search = await node.get_many([KEY], return_futures=True)
-    await asyncio.wait(search.values(), timeout=_READ_TIMEOUT_S)
-    future = search[KEY]
-    if not future.done() or future.cancelled() or future.exception() is not None:
-        future.cancel()
-        return ()
-    entry = future.result()
-    found = entry.value if entry is not None and isinstance(entry.value, dict) else {}
-    relays = [addresses for peer, value in found.items() if (addresses := _addresses(peer, value.value))]
+    found = await found_under(node, KEY, timeout_s=_READ_TIMEOUT_S)
+    relays = [addresses for peer, value in found.items() if (addresses := _addresses(peer, value))]
     rng.shuffle(relays)
     return tuple(address for addresses in relays[:_MOST_RELAYS] for address in addresses)
+
+
+async def found_under(node: DHTNode, key: str, *, timeout_s: float) -> dict[Any, Any]:
+    """What the DHT holds under a key, by subkey; empty if that cannot be read, or not in time."""
+    search = await node.get_many([key], sufficient_expiration_time=math.inf, return_futures=True)
+    future = search[key]
+    try:
+        await asyncio.wait([future], timeout=timeout_s)
+        if not future.done() or future.cancelled() or future.exception() is not None:
+            return {}
+    finally:
+        future.cancel()
+    entry = future.result()
+    found = entry.value if entry is not None and isinstance(entry.value, dict) else {}
+    return {subkey: value.value for subkey, value in found.items()}
 
 
 def _addresses(peer: Any, value: Any) -> list[str]:
