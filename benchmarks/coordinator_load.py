@@ -6,7 +6,10 @@ to it over control channels on loopback TCP (p2pd's hop is left out: benchmarks/
 servers register, are assigned blocks of a model of 80, and report every 2 s. Clients ask for sessions until 2,000 are
 in progress. Then sessions are closed and asked for at a fixed rate, each closing the oldest one: latency is from the
 question to the ticket. `tickets_per_cpu_s` is what one core could do: tickets / processor time of the coordinator,
-ticks, reports and pings included; it does not depend on what else the machine does, the latency does.
+ticks, reports and pings included; it does not depend on what else the machine does, the latency does:
+`coordinator_waited_share` is the part of the time in which the coordinator could have gone on and other processes had
+the cores, the scripts of this benchmark included. Plans are made in a process of their own, as in a coordinator that
+people run, and take what is left of the cores.
 `coordinator_core.py` has the share of the core alone.
 
     python benchmarks/coordinator_load.py [--quick] [--out FILE]
@@ -15,6 +18,7 @@ ticks, reports and pings included; it does not depend on what else the machine d
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import sys
@@ -35,6 +39,8 @@ from geopetals.coordinator.desk import Desk
 from geopetals.coordinator.engine import Engine
 from geopetals.coordinator.entrance import Entrance, SwarmFacts
 from geopetals.coordinator.members import Members
+from geopetals.coordinator.pace import keep_pace
+from geopetals.coordinator.packed import unpack_answer
 from geopetals.coordinator.service import Service
 from geopetals.coordinator.store import Store
 from geopetals.credentials import ledger
@@ -115,6 +121,7 @@ async def _serve(folder: Path) -> None:
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     tokens = {role: authority.create_token(Role(role)).encode() for role in ("server", "client", "admin")}
+    keep_pace()
     ticking = asyncio.create_task(engine.run())  # kept: the loop does not
     print(json.dumps({"port": server.sockets[0].getsockname()[1], "tokens": tokens}), flush=True)
     await asyncio.to_thread(sys.stdin.read)
@@ -266,14 +273,15 @@ async def _run(
         await asyncio.gather(*(load.ask() for _ in range(min(20, sessions - start))))
     load.latency_ms.clear()
     load.queued = load.refused = 0
-    before, began = _cpu_s(coordinator), time.perf_counter()
+    before, waited_s, began = _cpu_s(coordinator), _waited_s(coordinator), time.perf_counter()
     tasks = []
     for number in range(asked):
         await asyncio.sleep(max(0.0, began + number / rate_per_s - time.perf_counter()))
         tasks.append(asyncio.create_task(load.replace()))
     await asyncio.gather(*tasks)
     wall_s, cpu_s = time.perf_counter() - began, _cpu_s(coordinator) - before
-    status = await admin.call("status", {}, timeout_s=60)
+    waited_s = _waited_s(coordinator) - waited_s
+    status = unpack_answer(await admin.call("status", {}, timeout_s=60))
     run = {
         "servers": servers,
         "in_progress": status["running"],
@@ -283,6 +291,7 @@ async def _run(
         "tickets_per_s": len(load.latency_ms) / wall_s,
         "tickets_per_cpu_s": len(load.latency_ms) / cpu_s,
         "coordinator_cpu_share": cpu_s / wall_s,
+        "coordinator_waited_share": waited_s / wall_s,
     }
     return run, load.latency_ms
 
@@ -291,7 +300,7 @@ async def _until_settled(admin: ControlChannel) -> None:
     """All blocks are served, and no plan is under way."""
     deadline = time.monotonic() + _SETTLE_TIMEOUT_S
     while time.monotonic() < deadline:
-        status = await admin.call("status", {}, timeout_s=120)
+        status = unpack_answer(await admin.call("status", {}, timeout_s=120))
         if status["covered"] and not status["plan_due"] and status["plan"]:
             return
         await asyncio.sleep(1)
@@ -301,6 +310,14 @@ async def _until_settled(admin: ControlChannel) -> None:
 def _cpu_s(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
+
+
+def _waited_s(process: psutil.Process) -> float:
+    """How long its event loop has waited for a core that another process had; NaN where the system does not tell."""
+    try:
+        return int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return math.nan
 
 
 def _peer(number: int) -> str:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from geopetals.coordinator.core import Settings
     from geopetals.coordinator.store import Store
 
-_SWITCH_S = 0.0005
-"""Plans are made in a thread: the event loop gets the interpreter back after so long, not after the usual 5 ms."""
 HELP = "coordinate a swarm: its first peer, registry, planner and admission desk"
 
 
@@ -100,7 +97,6 @@ def run(args: argparse.Namespace) -> int:
         _tell(running, config)
 
     coordinator = Coordinator(config, ready, reporter=Console())
-    sys.setswitchinterval(_SWITCH_S)
     raise_file_limit()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(_run(coordinator))

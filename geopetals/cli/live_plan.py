@@ -9,6 +9,7 @@ from typing import Any
 
 from geopetals.cli import asking
 from geopetals.cli.spans import span_text
+from geopetals.cli.status import printable
 from geopetals.errors import UnsupportedInput
 
 
@@ -42,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
         kept = found if args.explain else {key: value for key, value in found.items() if key != "history"}
         print(json.dumps(kept, indent=2, ensure_ascii=False))
     else:
-        print("\n".join([*_plan_lines(found), *(_history_lines(found["history"]) if args.explain else ())]))
+        lines = [*_plan_lines(found), *(_history_lines(found["history"]) if args.explain else ())]
+        print("\n".join(map(printable, lines)))
     return 0
 
 

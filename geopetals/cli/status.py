@@ -64,10 +64,15 @@ def render(found: dict[str, Any]) -> "RenderableType":
 
 
 def plain(text: str) -> "Text":
-    """As it is: names come from outside, and are neither markup nor control sequences of a terminal."""
+    """As it is: names come from outside, and are no markup."""
     from rich.text import Text
 
-    return Text("".join(character for character in text if character.isprintable()))
+    return Text(printable(text))
+
+
+def printable(text: str) -> str:
+    """Without control sequences of a terminal: what is shown comes from outside."""
+    return "".join(character for character in text if character.isprintable())
 
 
 def _head(found: dict[str, Any]) -> Iterator[str]:
@@ -100,11 +105,12 @@ def _servers(found: dict[str, Any]) -> "RenderableType":
     from rich.table import Table
 
     table = Table("server", "peer", "device", "blocks", "state", box=None, pad_edge=False)
-    for name in ("sessions", "cache reserved", "of tokens", "RTT ms"):
+    for name in ("sessions", "cache reserved", "of tokens", "RTT ms", "in MB/s"):
         table.add_column(name, justify="right")
-    rtts = _rtts(found["links"]["measured"])
+    rtts, rates = _rtts(found["links"]["measured"]), _rates(found["links"].get("rates", []))
     for server in found["servers"]:
-        table.add_row(*map(plain, (*_server_cells(server), rtts.get(server["peer"], "-"))))
+        shown = (rtts.get(server["peer"], "-"), rates.get(server["peer"], "-"))
+        table.add_row(*map(plain, (*_server_cells(server), *shown)))
     return table
 
 
@@ -132,6 +138,18 @@ def _rtts(measured: list[list[Any]]) -> dict[str, str]:
     for one, other, rtt_s, *_ in measured:
         for peer in (one, other):
             found.setdefault(peer, []).append(1000 * rtt_s)
+    return _ranges(found)
+
+
+def _rates(came: list[list[Any]]) -> dict[str, str]:
+    """How fast large messages came in to each server, from the slowest and from the fastest sender."""
+    found: dict[str, list[float]] = {}
+    for _, receiver, bytes_per_s in came:
+        found.setdefault(receiver, []).append(bytes_per_s / 1e6)
+    return _ranges(found)
+
+
+def _ranges(found: dict[str, list[float]]) -> dict[str, str]:
     return {peer: f"{min(values):.1f} to {max(values):.1f}" for peer, values in found.items()}
 
 

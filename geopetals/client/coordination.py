@@ -15,7 +15,7 @@ from hivemind.p2p import P2P
 
 from geopetals.client.control_link import ControlLink, call
 from geopetals.client.lease import Lease
-from geopetals.coordinator.codec import Message
+from geopetals.coordinator.codec import MAX_ITEMS, Message
 from geopetals.coordinator.messages import (
     VERSION,
     Admitted,
@@ -78,6 +78,7 @@ class Coordination:
         self._ends: deque[Close] = deque(maxlen=_KEPT_ENDS)
         self._probe: tuple[str, ...] = ()
         self._trust_version = 0
+        self._is_known = False
         self._telling: set[asyncio.Task[None]] = set()
         self._link = ControlLink(
             p2p,
@@ -198,13 +199,20 @@ class Coordination:
         """Who this is, which of its sessions go on, which have ended, and how far away servers are."""
         await self._say_hello(channel)
         await self._on_connected()
-        running = tuple(lease.running() for lease in self._leases.values() if lease.is_coordinated)
-        for first in range(0, len(running), _RESUMED_AT_ONCE):
-            await _tell(channel, "resume", Resume(sessions=running[first : first + _RESUMED_AT_ONCE]))
+        if self._is_known:
+            await self._resume(channel)
+        self._is_known = True
         while self._ends:
             await _tell(channel, "close", self._ends[0])
             self._ends.popleft()
         await self._send_links(channel)
+
+    async def _resume(self, channel: ControlChannel) -> None:
+        running = tuple(lease.running() for lease in self._leases.values() if lease.is_coordinated)
+        names = (*self._leases, *(close.session_id for close in self._ends))
+        held = names if len(names) <= MAX_ITEMS else None
+        for first in range(0, max(len(running), 1), _RESUMED_AT_ONCE):
+            await _tell(channel, "resume", Resume(sessions=running[first : first + _RESUMED_AT_ONCE], held=held))
 
     async def _say_hello(self, channel: ControlChannel) -> None:
         """By the certificate of last time, or by the token."""

@@ -1,5 +1,6 @@
 """What operators ask and order: over a control channel with an admin's token; `View` is also what HTTP shows."""
 
+import asyncio
 import json
 import math
 import time
@@ -8,12 +9,15 @@ from typing import Any
 
 import geopetals
 from geopetals.cluster_io import dump_cluster
+from geopetals.coordinator import aside
 from geopetals.coordinator.bounds import BoundWatch
 from geopetals.coordinator.codec import MessageError
 from geopetals.coordinator.core.events import ReplanAsked
+from geopetals.coordinator.core.subject import Subject
 from geopetals.coordinator.engine import Engine
 from geopetals.coordinator.entrance import Entrance
 from geopetals.coordinator.members import Members
+from geopetals.coordinator.messages import check_shown
 from geopetals.coordinator.packed import pack_answer
 from geopetals.coordinator.store import Store
 from geopetals.credentials.authority import TOKEN_LIFE_S
@@ -34,9 +38,11 @@ class View:
     def __init__(self, engine: Engine, entrance: Entrance, members: Members, store: Store, peer_id: str) -> None:
         self._engine, self._entrance, self._members, self._store = engine, entrance, members, store
         self._peer_id, self._started = peer_id, time.time()
-        self.bound = BoundWatch(lambda: engine.core.cluster())
+        self.bound = BoundWatch(lambda: engine.core.subject(), aside.bound)
         self._status: dict[str, Any] = {}
         self._status_at = 0.0
+        self._written_of: Subject | None = None
+        self._written: Any = None
 
     def status(self) -> dict[str, Any]:
         """Of this moment or one just before, since many may ask. Long lists are cut; `running`, `waiting` are whole."""
@@ -66,16 +72,25 @@ class View:
         status: dict[str, Any] = jsonable({"coordinator": coordinator, **found, **cut, **totals})
         return status
 
-    def plan(self) -> dict[str, Any]:
+    async def plan(self) -> dict[str, Any]:
         """The plan in force, the cluster file it was made for, and the newest decisions."""
-        status, cluster = self.status(), self._engine.core.cluster()
+        status, cluster = self.status(), await self._cluster_file(self._engine.core.subject())
         return {
             "coordinator": status["coordinator"],
             "plan": status.get("plan"),
             "servers": status.get("servers"),
-            "cluster": None if cluster is None else json.loads(dump_cluster(cluster, as_json=True)),
+            "cluster": cluster,
             "history": self.history(20),
         }
+
+    async def _cluster_file(self, subject: Subject | None) -> Any:
+        """In a thread, and kept: for hundreds of servers it takes a second to write."""
+        if subject is None:
+            return None
+        if subject is not self._written_of:
+            written = await asyncio.to_thread(lambda: json.loads(dump_cluster(subject.cluster, as_json=True)))
+            self._written_of, self._written = subject, written
+        return self._written
 
     def history(self, limit: int) -> list[dict[str, Any]]:
         return self._store.history(min(limit, _MAX_LIST))
@@ -113,7 +128,7 @@ class Admin:
         return self._view.status()
 
     async def _plan(self, body: dict[str, Any]) -> dict[str, Any]:
-        return self._view.plan()
+        return await self._view.plan()
 
     async def _history(self, body: dict[str, Any]) -> dict[str, Any]:
         return {"items": self._view.history(_limit(body))}
@@ -161,8 +176,9 @@ def _entry(entry: TokenEntry) -> dict[str, Any]:
 
 def _text(body: dict[str, Any], key: str) -> str:
     value = body.get(key, "")
-    if not isinstance(value, str) or len(value) > _MAX_TEXT:
-        raise MessageError(f"{key} is a text of at most {_MAX_TEXT} characters")
+    if not isinstance(value, str):
+        raise MessageError(f"{key} is a text")
+    check_shown(value, key, _MAX_TEXT)
     return value
 
 

@@ -19,6 +19,7 @@ from geopetals.coordinator.entrance import Entrance, SwarmFacts
 from geopetals.coordinator.http import HttpServer, make_app
 from geopetals.coordinator.members import Members
 from geopetals.coordinator.model import ServedModel
+from geopetals.coordinator.pace import keep_pace
 from geopetals.coordinator.place import Place
 from geopetals.coordinator.recorded import note_core
 from geopetals.coordinator.service import Service
@@ -99,6 +100,7 @@ class Coordinator:
             )
             await place.enter()
             stack.push_async_callback(place.leave)
+            keep_pace()
             await self._serve(store, engine, place, replayed, stop)
 
     def _network_config(self) -> NetworkConfig:
@@ -142,13 +144,19 @@ class Coordinator:
                 replayed=replayed,
             )
             self._on_ready(running)
+            returned = asyncio.Event()
+
+            def on_return() -> None:
+                engine.restarted()
+                returned.set()
+
             works = (
                 engine.run(),
                 view.bound.run(),
                 service.housekeeping(),
-                place.keep(service.serve, self._reporter),
+                place.keep(service.serve, self._reporter, on_return),
                 _lose_the_lost(engine, members),
-                call_back(engine, members, place),
+                call_back(engine, members, place, returned),
             )
             engine.restarted()
             try:
@@ -196,18 +204,20 @@ async def _until_end(
         await asyncio.gather(stopped, *tasks, return_exceptions=True)
 
 
-async def call_back(engine: Engine, members: Members, place: Place) -> None:
-    """Connect to the servers that were there before a start: after a long outage their p2pd hardly dials any more, and
-    a connection is good both ways. Never ends.
+async def call_back(engine: Engine, members: Members, place: Place, returned: asyncio.Event) -> None:
+    """Connect to the servers that were there before a start, or before p2pd was `returned`: after a long outage their
+    p2pd hardly dials any more, and a connection is good both ways. Never ends.
     """
-    end = time.monotonic() + RETURN_S
-    while time.monotonic() < end:
-        for server in list(engine.core.servers.values()):
-            if members.get(server.peer) is None:
-                with contextlib.suppress(ControlLost):
-                    await connect(place.network.p2p, _addresses_of(server))
-        await asyncio.sleep(_CALL_BACK_S)
-    await asyncio.Event().wait()
+    while True:
+        end = time.monotonic() + RETURN_S
+        while time.monotonic() < end:
+            for server in list(engine.core.servers.values()):
+                if members.get(server.peer) is None:
+                    with contextlib.suppress(ControlLost):
+                        await connect(place.network.p2p, _addresses_of(server))
+            await asyncio.sleep(_CALL_BACK_S)
+        await returned.wait()
+        returned.clear()
 
 
 def _addresses_of(server: Server) -> list[str]:

@@ -10,7 +10,7 @@ import msgpack
 
 from geopetals import metrics
 from geopetals.coordinator import messages as m
-from geopetals.coordinator.codec import Message
+from geopetals.coordinator.codec import Message, MessageError
 from geopetals.coordinator.core import actions as act
 from geopetals.coordinator.core import events as ev
 from geopetals.coordinator.engine import Engine, Unfit
@@ -20,7 +20,7 @@ from geopetals.coordinator.orders import Orders, assign_message
 from geopetals.coordinator.trimmed import MAX_RESUMED, trimmed_links, trimmed_register, trimmed_report
 from geopetals.credentials.refusal import Refusal, refused
 from geopetals.credentials.ticket import TicketKind
-from geopetals.errors import Busy, NotAdmitted, ServerRefused
+from geopetals.errors import Busy, NoChain, NotAdmitted, ServerRefused
 from geopetals.swarm.wire import short_peer
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,11 @@ class Desk:
         with metrics.DECISION_SECONDS.time():
             action = await self._ask((member.peer_id, request.session_id), event)
             if isinstance(action, act.Refused):
-                raise Busy(action.why, retry_after_s=action.retry_after_s)
+                raise (
+                    NoChain(action.why)
+                    if action.is_incomplete
+                    else Busy(action.why, retry_after_s=action.retry_after_s)
+                )
             if isinstance(action, act.Queued):
                 return m.Opened(status="queued", position=action.position, start_in_s=action.start_in_s)
             ticket = self._entrance.ticket(action, member.token_id)
@@ -180,20 +184,29 @@ class Desk:
 
     async def _resume(self, member: Member, body: dict[str, Any]) -> m.Done:
         events = []
-        for running in m.Resume.from_dict(body).sessions[:MAX_RESUMED]:
+        request = m.Resume.from_dict(body)
+        for running in request.sessions[:MAX_RESUMED]:
             member.allowance.take(self._engine.now())
             try:
                 events.append(self._resumed(member, running))
-            except NotAdmitted as error:
+            except (NotAdmitted, MessageError) as error:
                 log.info("session.not_resumed session=%.64s why=%s", running.session_id, error)
         await asyncio.gather(*map(self._engine.settle, events))
+        if request.held is not None:
+            held = tuple(name for name in request.held if len(name) <= m.MAX_SESSION_ID)
+            event = ev.SessionsHeld(client=member.peer_id, sessions=held, asked_before_s=member.since)
+            await self._engine.settle(event)
         return m.Done()
 
     def _resumed(self, member: Member, running: m.RunningSession) -> ev.SessionResumed:
-        """Raises NotAdmitted for what is no session that we have admitted, or is at no server that we know."""
+        """Raises NotAdmitted or MessageError for what is no session that we have admitted, or is at no server that we
+        know.
+        """
         ticket = self._entrance.read_ticket(running.ticket, member.peer_id)
         if ticket.kind is not TicketKind.SESSION or ticket.session_id != running.session_id:
             raise refused(Refusal.FORGED, "the ticket is of another session.")
+        for hop in running.chain:
+            m.check_shown(hop.peer_id, "a peer id", m.MAX_PEER_ID)
         if not any(self._engine.core.knows(hop.peer_id) for hop in running.chain):
             raise refused(Refusal.WRONG_BLOCKS, "no server of its chain is known here.")
         return ev.SessionResumed(

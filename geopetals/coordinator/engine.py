@@ -1,4 +1,4 @@
-"""The core, driven live: the clock, the journal and the thread for plans that it has none of itself.
+"""The core, driven live: the clock, the journal and the process for plans that it has none of itself.
 
 Each event is applied at once and its actions are carried out when the event is on the disk, in order. So whatever a
 member has been told is still known after a restart. An event that the core cannot take is refused: the core is made
@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from geopetals.coordinator import aside
 from geopetals.coordinator.core import Core
 from geopetals.coordinator.core.actions import Action, Admitted, Explained, MakePlan
 from geopetals.coordinator.core.events import (
@@ -22,7 +23,6 @@ from geopetals.coordinator.core.events import (
     Tick,
     event_from_dict,
 )
-from geopetals.coordinator.core.planner import make_plan
 from geopetals.coordinator.core.plans import Layout, Plans
 from geopetals.coordinator.journal import Entry, Journal
 from geopetals.coordinator.store import SessionRow, Snapshot, Store, StoreError
@@ -227,7 +227,7 @@ class Engine:
         if job is None:
             return
         try:
-            plans = await asyncio.to_thread(make_plan, job)
+            plans = await aside.plan(job)
         except Exception as error:
             log.exception("coordinator.plan_failed number=%d", number)
             stay = Layout(spans=dict(job.holding), session_s=None)

@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from geopetals import metrics, web
 from geopetals.coordinator.admin import View, jsonable
+from geopetals.coordinator.http_guard import GuardedProtocol
 from geopetals.errors import NetworkError
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def make_app(view: View, *, token: str | None) -> Starlette:
         return _json(view.status())
 
     async def plan(request: Request) -> Response:
-        return _json(view.plan())
+        return await asyncio.to_thread(_json, await view.plan())  # of hundreds of servers, megabytes
 
     async def history(request: Request) -> Response:
         return _listing(request, view.history)
@@ -133,7 +134,15 @@ class HttpServer:
     def __init__(self, app: Starlette, *, host: str, port: int) -> None:
         self._host, self._port = host, port
         config = uvicorn.Config(
-            app, host=host, port=port, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1
+            app,
+            host=host,
+            port=port,
+            http=GuardedProtocol,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
         )
         self._server = _Uvicorn(config)
         self._task: asyncio.Task[None] | None = None

@@ -14,6 +14,7 @@ OLDEST = 1
 """Of members that are understood: below VERSION when there is a next one, as swarms are upgraded member by member."""
 REPORT_S = 2.0
 MAX_SESSION_ID = 64
+MAX_PEER_ID = 100
 _MAX_BATCH, _MAX_TOKENS = 1024, 2**24
 
 Role = Literal["server", "client", "admin", "relay"]
@@ -33,6 +34,13 @@ class LinkSample(NamedTuple):
     peer_id: str
     rtt_s: float
     relayed: bool
+
+
+class RateSample(NamedTuple):
+    """How many bytes a second came from a peer, in the large messages that it sent lately."""
+
+    peer_id: str
+    bytes_per_s: float
 
 
 class ChainHop(NamedTuple):
@@ -174,6 +182,7 @@ class Report(Message):
     cache: CacheUse
     sessions: tuple[SessionUse, ...] = ()
     links: tuple[LinkSample, ...] = ()
+    rates: tuple[RateSample, ...] = ()
     load_s: float | None = None
     bytes_loaded: int | None = None
 
@@ -323,9 +332,13 @@ class RunningSession(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resume(Message):
-    """`resume`, after `hello` on a new channel. Sessions that still wait are asked for once more by `open`."""
+    """`resume`, after `hello` on a new channel. Sessions that still wait are asked for once more by `open`.
+
+    `held`: all sessions that the client has, in whatever state: others are over. None: it does not say.
+    """
 
     sessions: tuple[RunningSession, ...]
+    held: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,6 +368,12 @@ class Cancel(Message):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done(Message):
     """The answer to methods that have nothing to say."""
+
+
+def check_shown(text: str, what: str, most: int) -> None:
+    """What people may be shown in a terminal: no control characters, nor such as change how the rest is read."""
+    if len(text) > most or not text.isprintable():
+        raise MessageError(f"{what} has at most {most} printable characters")
 
 
 def check_session_id(session_id: str) -> None:

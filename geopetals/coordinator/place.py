@@ -44,10 +44,21 @@ class Place:
     async def leave(self) -> None:
         await self.network.stop()
 
-    async def keep(self, on_channel: Callable[[ControlChannel], Awaitable[None]], reporter: Reporter) -> None:
-        """Serve control channels until cancelled; when p2pd ends, start another."""
+    async def keep(
+        self,
+        on_channel: Callable[[ControlChannel], Awaitable[None]],
+        reporter: Reporter,
+        on_return: Callable[[], None],
+    ) -> None:
+        """Serve control channels until cancelled; when p2pd ends, start another, and call `on_return` once members can
+        be heard again.
+        """
+        returns = False
         while True:
             await control.listen(self.network.p2p, on_channel)
+            if returns:
+                on_return()
+            returns = True
             publishing = asyncio.create_task(self._membership.keep_published(self.network))
             try:
                 code = await self.network.p2p.wait_daemon()

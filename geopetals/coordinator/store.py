@@ -14,6 +14,8 @@ from typing import Any
 
 import msgpack
 
+from geopetals.coordinator.rows import SessionRow as SessionRow
+from geopetals.coordinator.rows import runs_in_order, write_rows
 from geopetals.errors import GeoPetalsError
 
 _MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -57,17 +59,6 @@ class Snapshot:
     body: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class SessionRow:
-    """What was predicted for a session, or, with `measured`, what became of it."""
-
-    client: str
-    session_id: str
-    at: float
-    predicted: dict[str, Any] | None = None
-    measured: dict[str, Any] | None = None
-
-
 class Store:
     """One connection to a database, for one thread at a time; there may be others."""
 
@@ -104,16 +95,18 @@ class Store:
         database = self._database
         database.execute("BEGIN IMMEDIATE")
         try:
-            database.executemany(
-                "INSERT INTO events VALUES (?, ?, ?, ?)",
+            write_rows(
+                database,
+                "INSERT INTO events VALUES {rows}",
                 [(each.number, each.at, msgpack.packb(each.body), msgpack.packb(each.actions)) for each in events],
             )
-            database.executemany(
-                "INSERT OR REPLACE INTO history VALUES (?, ?, ?)",
+            write_rows(
+                database,
+                "INSERT OR REPLACE INTO history VALUES {rows}",
                 [(number, at, json.dumps(body)) for number, at, body in history],
             )
-            for row in sessions:
-                self._write_session(row)
+            for rows in runs_in_order(sessions):
+                self._write_sessions(rows)
             if snapshot is not None:
                 self._write_snapshot(snapshot)
             database.execute("COMMIT")
@@ -183,18 +176,25 @@ class Store:
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"cannot write the backup {target} ({error}): choose another file.") from error
 
-    def _write_session(self, row: SessionRow) -> None:
-        if row.predicted is not None:
-            self._database.execute(
-                "INSERT INTO sessions (session_id, client, asked_at, body) VALUES (?, ?, ?, ?)",
-                (row.session_id, row.client, row.at, json.dumps(row.predicted)),
-            )
-        if row.measured is not None:
-            self._database.execute(
-                "UPDATE sessions SET measured = ? WHERE id = (SELECT max(id) FROM sessions "
-                "WHERE client = ? AND session_id = ?)",
-                (json.dumps(row.measured), row.client, row.session_id),
-            )
+    def _write_sessions(self, rows: Sequence[SessionRow]) -> None:
+        write_rows(
+            self._database,
+            "INSERT INTO sessions (session_id, client, asked_at, body) VALUES {rows}",
+            [
+                (row.session_id, row.client, row.at, json.dumps(row.predicted))
+                for row in rows
+                if row.predicted is not None
+            ],
+        )
+        write_rows(
+            self._database,
+            "WITH ended (client, session_id, measured) AS (VALUES {rows}) "
+            "UPDATE sessions SET measured = (SELECT ended.measured FROM ended "
+            "WHERE ended.client = sessions.client AND ended.session_id = sessions.session_id) "
+            "WHERE id IN (SELECT (SELECT max(id) FROM sessions AS named "
+            "WHERE named.client = ended.client AND named.session_id = ended.session_id) FROM ended)",
+            [(row.client, row.session_id, json.dumps(row.measured)) for row in rows if row.measured is not None],
+        )
 
     def _write_snapshot(self, snapshot: Snapshot) -> None:
         database = self._database

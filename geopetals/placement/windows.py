@@ -19,7 +19,8 @@ def ranks(values: Floats) -> Ints:
     order = np.argsort(values, kind="stable")
     ascending = values[order]
     steps = np.zeros(values.size, dtype=np.int64)
-    steps[1:] = ascending[1:] - ascending[:-1] > TOLERANCE * np.abs(ascending[1:])
+    with np.errstate(invalid="ignore"):  # between equal infinities there is no step
+        steps[1:] = ascending[1:] - ascending[:-1] > TOLERANCE * np.abs(ascending[1:])
     result = np.empty_like(steps)
     result[order] = np.cumsum(steps)
     return result

@@ -18,6 +18,7 @@ from geopetals.simulation.result import Fate, Log
 from geopetals.simulation.running import Running
 from geopetals.simulation.service import Alone, Contended, Service
 from geopetals.simulation.sessions import Sessions
+from geopetals.simulation.timeline import Source, Timeline
 from geopetals.simulation.world import SessionTimes, World
 
 _EVERY = 256
@@ -64,34 +65,31 @@ class Engine:
             begin=self._begin,
             refuse=self._refuse,
         )
+        self._timeline = Timeline(
+            Source(self._service.next_s, self._done),
+            Source(self._agenda.next_s, self._happen),
+            Source(self._next_arrival_s, self._let_arrive),
+        )
+        self._arrivals_s: list[float] = [*course.sessions.arrival_s.tolist(), float("inf")]
+        self._arrived = 0
         self._present: dict[int, Running] = {}
         self._pauses_s: list[float] = []
-        self.now = 0.0
         self.max_concurrent = 0
         self.log = _empty_log(course)
         self._slots = _slots_per_block(course, self.log)
 
+    @property
+    def now(self) -> float:
+        return self._timeline.now
+
     def run(self) -> None:
         """To the end of all sessions, or until the clock stops."""
-        arrivals = [*self._course.sessions.arrival_s.tolist(), float("inf")]
-        self._measure(arrivals)
+        self._measure(self._arrivals_s)
         for outage in self._course.outages:
             self._agenda.add_outage(outage)
-        arrived = 0
-        while arrivals[arrived] < float("inf") or self._present:
-            done_s, event_s, arrival_s = self._service.next_s(), self._agenda.next_s(), arrivals[arrived]
-            next_s = min(done_s, event_s, arrival_s)
-            if next_s > self._course.until_s or next_s == float("inf"):
-                self.now = min(self._course.until_s, next_s)
+        while self._next_arrival_s() < float("inf") or self._present:
+            if not self._timeline.advance(self._course.until_s):
                 break
-            self.now = max(self.now, next_s)
-            if done_s == next_s:
-                self._done()
-            elif event_s == next_s:
-                self._happen()
-            else:
-                self._arrive(arrived)
-                arrived += 1
         self._stop()
 
     def memory_use(self) -> Floats:
@@ -124,6 +122,13 @@ class Engine:
         window = (arrivals[min(course.warm_up, last)], min(arrivals[last], course.until_s))
         self._memory.measure(*window)
         self._service.measure(*window, course.warm_up)
+
+    def _next_arrival_s(self) -> float:
+        return self._arrivals_s[self._arrived]
+
+    def _let_arrive(self) -> None:
+        self._arrive(self._arrived)
+        self._arrived += 1
 
     def _arrive(self, number: int) -> None:
         running = Running(

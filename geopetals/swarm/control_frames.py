@@ -10,6 +10,7 @@ from hivemind.proto import runtime_pb2
 from geopetals.errors import (
     Busy,
     GeoPetalsError,
+    NoChain,
     NotAdmitted,
     ServerFull,
     ServerRefused,
@@ -26,7 +27,7 @@ _MAX_TEXT = 500
 _HEADER_BYTES = 9
 _MESSAGE = b"\x00"
 _TYPED: dict[str, type[GeoPetalsError]] = {
-    kind.__name__: kind for kind in (SwarmMismatch, TokenError, ServerRefused, SwarmFailure)
+    kind.__name__: kind for kind in (SwarmMismatch, TokenError, ServerRefused, NoChain, SwarmFailure)
 }
 
 

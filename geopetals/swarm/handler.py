@@ -22,6 +22,7 @@ from geopetals.swarm.message_checks import StrictRequest
 from geopetals.swarm.pass_service import PassService
 from geopetals.swarm.peer_calls import limited
 from geopetals.swarm.push_stream import PushReceiver
+from geopetals.swarm.rates import Rates
 from geopetals.swarm.ring_messages import KEY, PUSH_STREAM, VERSION
 from geopetals.swarm.scheduler import Scheduler
 from geopetals.swarm.server_session import Push, ServerSession, read_uids
@@ -48,13 +49,15 @@ class BlockHandler:
         length_limit: int,
         limits: Limits = Limits(),  # noqa: B008 - immutable
         gate: Gate | None = None,
+        rates: Rates | None = None,
     ) -> None:
-        """`gate`: who may come in; everybody if None."""
+        """`gate`: who may come in; everybody if None. `rates` hears how fast peers send."""
         self._stage, self._swarm, self.budget = stage, swarm, budget
         self._served = range(stage.start, stage.end)
         self.scheduler = Scheduler(stage, compute)
         self.admission = Admission(budget)
         self._limits = PeerLimits(limits)
+        rates = rates if rates is not None else Rates()
         self._gate = gate if gate is not None else OpenGate()
         self._passes = PassService(
             stage, compute, swarm=swarm, length_limit=length_limit, limits=self._limits, gate=self._gate
@@ -67,10 +70,11 @@ class BlockHandler:
             swarm=swarm,
             length_limit=length_limit,
             limits=self._limits,
+            rates=rates,
             gate=self._gate,
             push=self._start_push,
         )
-        self._receiver = PushReceiver(self._inference.sessions, self._limits)
+        self._receiver = PushReceiver(self._inference.sessions, self._limits, rates)
         self._pushes: set[asyncio.Task[None]] = set()
         self._p2p: P2P | None = None
 

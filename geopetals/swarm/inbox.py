@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from hivemind.proto import runtime_pb2
 
 from geopetals.swarm.limits import PeerLimits
+from geopetals.swarm.rates import Rates
 from geopetals.swarm.wire import WireError, read_message
 
 Result = TypeVar("Result")
@@ -19,8 +20,8 @@ _END_OF_STREAM_TIMEOUT_S = 10.0
 class Inbox:
     """Reads the stream of one client, not faster than its limits allow."""
 
-    def __init__(self, reader: asyncio.StreamReader, peer: str, limits: PeerLimits) -> None:
-        self._reader, self._peer, self._limits = reader, peer, limits
+    def __init__(self, reader: asyncio.StreamReader, peer: str, limits: PeerLimits, rates: Rates) -> None:
+        self._reader, self._peer, self._limits, self._rates = reader, peer, limits, rates
         self._ahead: asyncio.Task[runtime_pb2.ExpertRequest | None] | None = None
 
     async def next_request(self) -> runtime_pb2.ExpertRequest | None:
@@ -78,4 +79,5 @@ class Inbox:
     async def _read(self) -> runtime_pb2.ExpertRequest | None:
         await self._limits.message(self._peer)
         large = self._limits.large_message(self._peer)
-        return await read_message(self._reader, runtime_pb2.ExpertRequest, peer=self._peer, large=large)
+        kind = runtime_pb2.ExpertRequest
+        return await read_message(self._reader, kind, peer=self._peer, large=large, rates=self._rates)

@@ -23,6 +23,7 @@ from geopetals.swarm.inbox import STEP_TIMEOUT_S, Inbox
 from geopetals.swarm.kv_budget import Reservation
 from geopetals.swarm.kv_cache import SessionKV
 from geopetals.swarm.limits import PeerLimits
+from geopetals.swarm.rates import Rates
 from geopetals.swarm.ring_messages import KEY, VERSION, Opening, read_credential
 from geopetals.swarm.ring_session import RingSession
 from geopetals.swarm.scheduler import Scheduler
@@ -59,12 +60,13 @@ class InferenceService:
         swarm: str,
         length_limit: int,
         limits: PeerLimits,
+        rates: Rates,
         gate: Gate,
         push: Callable[[Push], None],
     ) -> None:
         self._stage, self._compute, self._admission, self._scheduler = stage, compute, admission, scheduler
         self._gate = gate
-        self._limits = limits
+        self._limits, self._rates = limits, rates
         self._turned_away = 0
         self._swarm, self._length_limit, self._push = swarm, length_limit, push
         self._served = range(stage.start, stage.end)
@@ -147,7 +149,7 @@ class InferenceService:
             self._turned_away -= 1
 
     async def _serve_stream(self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inbox = Inbox(reader, peer, self._limits)
+        inbox = Inbox(reader, peer, self._limits, self._rates)
         try:
             first = await inbox.next_request()
             if first is not None:

@@ -250,6 +250,7 @@ class Member:
             cache=CacheUse(**self._service.cache()),
             sessions=tuple(SessionUse(*held) for held in self._service.sessions()),
             links=self._prober.samples(),
+            rates=self._service.rates.samples(),
             load_s=load_s,
             bytes_loaded=bytes_loaded,
         )

@@ -13,6 +13,7 @@ from hivemind.proto import runtime_pb2
 from geopetals.errors import GeoPetalsError
 from geopetals.swarm.heartbeat import LINK_SILENCE_S, Silence
 from geopetals.swarm.limits import PeerLimits
+from geopetals.swarm.rates import Rates
 from geopetals.swarm.ring_messages import PUSH_STREAM, NextHop, hello, read_hello
 from geopetals.swarm.wire import (
     BadInput,
@@ -127,8 +128,8 @@ class Targets(Protocol):
 class PushReceiver:
     """Answers the streams that previous servers open."""
 
-    def __init__(self, targets: Targets, limits: PeerLimits) -> None:
-        self._targets, self._limits = targets, limits
+    def __init__(self, targets: Targets, limits: PeerLimits, rates: Rates) -> None:
+        self._targets, self._limits, self._rates = targets, limits, rates
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -173,7 +174,7 @@ class PushReceiver:
     async def _read(self, peer: str, reader: asyncio.StreamReader) -> runtime_pb2.ExpertRequest | None:
         await self._limits.message(peer)
         large = self._limits.large_message(peer)
-        return await read_message(reader, runtime_pb2.ExpertRequest, peer=peer, large=large)
+        return await read_message(reader, runtime_pb2.ExpertRequest, peer=peer, large=large, rates=self._rates)
 
     async def _introduce(self, peer: str, reader: asyncio.StreamReader) -> PushTarget:
         """The session that the stream is for; its client must have named this peer as the one that pushes."""

@@ -13,6 +13,7 @@ from geopetals.swarm.handler import BlockHandler
 from geopetals.swarm.holding import Holding
 from geopetals.swarm.kv_budget import KVBudget
 from geopetals.swarm.network import Network
+from geopetals.swarm.rates import Rates
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Service:
         self._handler: BlockHandler | None = None
         self._changing = asyncio.Lock()
         self.holding: Holding | None = None
+        self.rates = Rates()
 
     async def move_to(self, network: Network) -> None:
         """Serve there from now on. Sessions of another network are gone with it."""
@@ -107,6 +109,7 @@ class Service:
             KVBudget(holding.block_tokens),
             swarm=self._swarm,
             length_limit=holding.kv_tokens,
+            rates=self.rates,
             **self._options,
         )
         try:

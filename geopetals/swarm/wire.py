@@ -8,6 +8,7 @@ read in that form or as the float32 that hivemind sends by default.
 import asyncio
 import math
 import re
+import time
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -27,6 +28,7 @@ from geopetals.errors import (
     ServerRefused,
 )
 from geopetals.swarm.message_checks import parse
+from geopetals.swarm.rates import Rates
 
 HANDLER = "TransformerConnectionHandler"
 MAX_FRAME_BYTES = 256 * 2**20
@@ -146,14 +148,22 @@ def error_from_text(text: str, peer: str) -> GeoPetalsError:
 
 
 async def read_message(
-    reader: ByteReader, kind: type[AnyMessage], *, peer: str, large: asyncio.Lock | None = None
+    reader: ByteReader,
+    kind: type[AnyMessage],
+    *,
+    peer: str,
+    large: asyncio.Lock | None = None,
+    rates: Rates | None = None,
 ) -> AnyMessage | None:
-    """The next message; None for hivemind's end-of-stream mark. `large` is held while a large one is read.
+    """The next message; None for hivemind's end-of-stream mark. `large` is held while a large one is read; `rates`
+    hears how long it took.
 
     Raises asyncio.IncompleteReadError at the end of the stream, ServerFull or ServerRefused for an error frame and
     WireError for what is no frame.
     """
+    began = time.perf_counter()
     header = await reader.readexactly(_HEADER_BYTES)
+    there = time.perf_counter()
     size = int.from_bytes(header[1:], "big")
     if size > MAX_FRAME_BYTES:
         raise WireError(f"a message of {size} bytes is over the limit of {MAX_FRAME_BYTES}")
@@ -162,6 +172,8 @@ async def read_message(
             body = await reader.readexactly(size)
     else:
         body = await reader.readexactly(size)
+        if rates is not None:
+            rates.note(peer, size, waited_s=there - began, took_s=time.perf_counter() - there)
     try:
         if header[:1] == _MESSAGE:
             return parse(kind, body)

@@ -35,7 +35,7 @@ async def test_servers_that_are_not_back_are_called_at_their_own_addresses(
     async with Rig(tmp_path) as rig:
         await ScriptedServer(rig, 0).join()
         await rig.engine.settle(ev.ServerRegistered(peer=peer(1), register=details))
-        calling = asyncio.create_task(app.call_back(rig.engine, rig.members, place))
+        calling = asyncio.create_task(app.call_back(rig.engine, rig.members, place, asyncio.Event()))
         await until(lambda: len(calls) >= 2, "it was called twice")
         calling.cancel()
         await asyncio.gather(calling, return_exceptions=True)

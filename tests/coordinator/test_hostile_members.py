@@ -41,6 +41,7 @@ async def test_a_ticket_resumes_the_session_that_it_is_for_and_no_other(tmp_path
             replace(running, ticket=client.welcome.standby),
             replace(running, session_id="", ticket=client.welcome.standby),
             replace(running, chain=strange),
+            replace(running, chain=(*running.chain, m.ChainHop("\x1b[2J", BLOCKS, BLOCKS + 1))),
         )
         assert not sessions
         await resume(client, running)

@@ -1,7 +1,9 @@
 """What the coordinator shows over HTTP, and to whom."""
 
 import asyncio
+import contextlib
 import json
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
@@ -113,3 +115,66 @@ def test_json_knows_no_infinity() -> None:
         json.dumps(jsonable({"a": [float("inf"), 1.5, (float("nan"),)]}), allow_nan=False)
         == '{"a": [null, 1.5, [null]]}'
     )
+
+
+def connect_to(url: str) -> socket.socket:
+    host, _, port = url.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    """Until the other end closes it."""
+    found = b""
+    with connection, contextlib.suppress(ConnectionResetError):
+        while data := connection.recv(65536):
+            found += data
+    return found
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geopetals.coordinator.http_guard.REQUEST_S", 0.3)
+    monkeypatch.setattr("geopetals.coordinator.http_guard.STALLED_S", 0.3)
+    monkeypatch.setattr("geopetals.coordinator.http_guard._LOOK_S", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("begun", [b"", b"GET /health HTTP/1.1\r\nhost: x\r\nx-slow: "])
+@in_loop
+async def test_a_request_that_does_not_come_ends_its_connection(tmp_path: Path, begun: bytes) -> None:
+    async with Rig(tmp_path) as rig, served(rig) as url:
+        connection = connect_to(url)
+        connection.sendall(begun)
+        assert await asyncio.to_thread(read_to_end, connection) == b""
+        again = connect_to(url)
+        again.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\nG")
+        answer = await asyncio.to_thread(read_to_end, again)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert (await get(f"{url}/health"))[0] == 200
+
+
+@pytest.mark.usefixtures("impatient")
+@in_loop
+async def test_an_answer_that_takes_long_is_no_idle_connection(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig, served(rig) as url:
+        connection = connect_to(url)
+        connection.sendall(b"GET /events HTTP/1.1\r\nhost: x\r\n\r\n")
+        seen = b""
+        while seen.count(b"event: status") < 3:
+            seen += await asyncio.to_thread(connection.recv, 65536)
+        connection.close()
+
+
+@in_loop
+async def test_idle_connections_keep_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geopetals.coordinator.http_guard.MAX_CONNECTIONS", 3)
+    async with Rig(tmp_path) as rig, served(rig) as url:
+        idle = []
+        for _ in range(6):
+            idle.append(connect_to(url))
+            await asyncio.sleep(0.01)
+        assert (await get(f"{url}/health"))[0] == 200
+        ended = [await asyncio.to_thread(read_to_end, connection) for connection in idle[:3]]
+        assert ended == [b""] * 3
+        for connection in idle[3:]:
+            connection.close()

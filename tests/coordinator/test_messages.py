@@ -31,7 +31,7 @@ EXAMPLES: tuple[Message, ...] = (
     m.Registered(epoch=2, span=m.Span(0, 4), reason="covers blocks 0:4", probe=("a",)),
     m.Report(
         epoch=2, state="ready", span=m.Span(0, 4), cache=m.CacheUse(total=100, free=20, running=1, waiting=0),
-        sessions=(m.SessionUse("s", 80, 5),), links=LINKS, load_s=1.5, bytes_loaded=40,
+        sessions=(m.SessionUse("s", 80, 5),), links=LINKS, rates=(m.RateSample("p", 2e6),), load_s=1.5, bytes_loaded=40,
     ),
     m.Reported(trust_version=1, trust=b"t", known=False),
     m.Assign(epoch=3, span=None, reason="not needed", drain_s=30.0),
@@ -45,7 +45,7 @@ EXAMPLES: tuple[Message, ...] = (
     m.Extend(session_id="s", max_length=128),
     m.Extended(ticket=b"t"),
     m.Close(session_id="s", measured=m.Measured(ttft_s=0.1, tpot_s=None, tokens=1)),
-    m.Resume(sessions=(m.RunningSession(session_id="s", ticket=b"t", chain=CHAIN, tokens_used=12),)),
+    m.Resume(sessions=(m.RunningSession(session_id="s", ticket=b"t", chain=CHAIN, tokens_used=12),), held=("s", "t")),
     m.Links(links=LINKS),
     m.LinksTaken(trust_version=1, probe=("b",)),
     m.Cancel(session_id="s"),

@@ -136,8 +136,11 @@ async def test_after_a_kill_it_knows_servers_plan_sessions_and_queue(tmp_path: P
         session = m.RunningSession(session_id=running.session_id, ticket=opened.ticket, chain=chain, tokens_used=10)
         await client_again.channel.call("resume", m.Resume(sessions=(session,)).to_dict())
         assert (await client_again.open(waiting)).status == "queued"
-        await client_again.close(running)
+        await client_again.channel.call("resume", m.Resume(sessions=(), held=(running.session_id,)).to_dict())
+        assert running.session_id in second.engine.core.desk.sessions
+        await client_again.channel.call("resume", m.Resume(sessions=(), held=()).to_dict())
         await until(lambda: client_again.noted("admitted", waiting) is not None, "the queue goes on")
+        assert set(second.engine.core.desk.sessions) == {waiting.session_id}, "what it does not have is over"
 
 
 @in_loop

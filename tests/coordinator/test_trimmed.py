@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from geopetals.coordinator import messages as m
 from geopetals.coordinator.trimmed import trimmed_links, trimmed_register, trimmed_report
 from tests.coordinator.rig import register
@@ -29,8 +31,36 @@ def test_a_report_names_each_session_once() -> None:
 
 
 def test_a_registration_has_a_few_addresses() -> None:
-    large = replace(register(), addresses=("a" * 8192,) * 4096, name="n" * 8192)
+    long, good = "a" * 8192, "/ip4/127.0.0.1/tcp/1"
+    large = replace(register(), addresses=(good, long, "/ip4/\x1b[2J", *(good,) * 4096), name="n" * 8192)
     found = trimmed_register(large)
-    assert sum(map(len, found.addresses)) <= 16 * 300
+    assert found.addresses == (good,) * 14
     assert len(found.name) == 100
     assert trimmed_register(register()) == register()
+
+
+ESCAPES = ("\x1b[2J", "a\nb", "\x9b31m", "\u202egpj", "\x00", "\u2028")
+
+
+@pytest.mark.parametrize("text", ESCAPES)
+def test_what_a_terminal_would_obey_is_refused(text: str) -> None:
+    plain = register()
+    shown = [replace(plain, name=text)]
+    shown += [replace(plain, profile=replace(plain.profile, **{key: text})) for key in ("device", "dtype")]
+    shown.append(replace(plain, profile=replace(plain.profile, quantization=text)))
+    for each in shown:
+        with pytest.raises(m.MessageError, match="printable"):
+            trimmed_register(each)
+
+
+@pytest.mark.parametrize("text", ESCAPES)
+def test_a_report_says_in_one_line_what_went_wrong(text: str) -> None:
+    cache = m.CacheUse(total=1, free=1, running=0, waiting=0)
+    uses = (m.SessionUse(text, 1, 1), m.SessionUse("s", 1, 1))
+    report = m.Report(epoch=1, state="failed", span=None, cache=cache, sessions=uses, error=f"no memory{text}left")
+    report = replace(report, rates=tuple(m.RateSample(peer, 1.0) for peer in (text, "p" * 101, "peer", "peer")))
+    found = trimmed_report(report, lambda peer: True)
+    assert found.rates == (m.RateSample("peer", 1.0),)
+    assert found.error.isprintable()
+    assert found.error.startswith("no memory")
+    assert [use.session_id for use in found.sessions] == ["s"]

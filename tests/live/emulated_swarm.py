@@ -6,13 +6,14 @@ import itertools
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from geopetals.wan import Wan
+from geopetals.wan import Wan, WanSpec
 from tests.live.commands import wait_for
 from tests.live.forked import Forked, Forks
+from tests.live.wan_programs import why_not
 
 READY_S = 180.0
 """Many processes share few cores."""
@@ -236,6 +237,16 @@ def is_settled(status: dict[str, Any]) -> bool:
     return status["plan_due"] is None and all(
         server["state"] in ("ready", "idle", "gone") and server["assigned"] == server["span"] for server in servers
     )
+
+
+@contextlib.contextmanager
+def network_if_possible(hosts: Sequence[str], *, rtt_s: float = 0.02) -> Iterator[Wan | None]:
+    """An emulated one where this machine lets us make one; else none, and all programs run on this host."""
+    if why_not():
+        yield None
+        return
+    with Wan(WanSpec.uniform(hosts, rtt_s=rtt_s)) as wan:
+        yield wan
 
 
 @contextlib.contextmanager

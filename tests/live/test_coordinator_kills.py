@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from tests.live.commands import wait_for
-from tests.live.emulated_swarm import READY_S, EmulatedSwarm, SessionsClient, by_name, emulated_swarm
+from tests.live.emulated_swarm import (
+    READY_S,
+    EmulatedSwarm,
+    SessionsClient,
+    by_name,
+    emulated_swarm,
+    network_if_possible,
+)
 from tests.live.forked import Forked, Forks
 from tests.models import VOCABULARY
 
@@ -72,7 +79,12 @@ class Person(threading.Thread):
 @pytest.fixture
 def swarm(llama: Path, tmp_path: Path) -> Iterator[EmulatedSwarm]:
     """Two servers that stay, and from time to time a third."""
-    with Forks() as forks, emulated_swarm(forks, llama, tmp_path, replan_s=1.0) as swarm:
+    hosts = ["coordinator", *SPANS, "third", "client", "admin"]
+    with (
+        Forks() as forks,
+        network_if_possible(hosts) as wan,
+        emulated_swarm(forks, llama, tmp_path, wan, replan_s=1.0) as swarm,
+    ):
         for name, span in SPANS.items():
             swarm.serve(name, "--blocks", span)
         swarm.wait_status(lambda status: status["covered"], "all blocks served")

@@ -9,7 +9,7 @@ import torch
 
 from geopetals.coordinator import messages
 from geopetals.swarm import ring_messages
-from tests.live.emulated_swarm import EmulatedSwarm, by_name, emulated_swarm
+from tests.live.emulated_swarm import EmulatedSwarm, by_name, emulated_swarm, network_if_possible
 from tests.live.forked import Forks
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(400)]
@@ -31,7 +31,8 @@ UPGRADED = {
 
 @pytest.fixture
 def swarm(llama: Path, tmp_path: Path) -> Iterator[EmulatedSwarm]:
-    with Forks() as forks, emulated_swarm(forks, llama, tmp_path) as swarm:
+    hosts = ["coordinator", "old", "new", "client"]
+    with Forks() as forks, network_if_possible(hosts) as wan, emulated_swarm(forks, llama, tmp_path, wan) as swarm:
         yield swarm
 
 

@@ -14,6 +14,7 @@ from geopetals.swarm import member as member_module
 from geopetals.swarm.assignments import Standing
 from geopetals.swarm.identity import ModelIdentity
 from geopetals.swarm.member import Member, Self
+from geopetals.swarm.rates import Rates
 from tests.event_loop import in_loop
 from tests.swarm.test_profiling import profile
 
@@ -80,6 +81,7 @@ class Rig:
             holding=None,
             cache=lambda: {"total": 100, "free": 40, "running": 1, "waiting": 0},
             sessions=lambda: [("s1", 60, 12)],
+            rates=Rates(),
         )
         self.exhausted = asyncio.Event()
         self.greetings = 0

@@ -43,12 +43,16 @@ class Queued(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused(Message):
-    """The session is not admitted, or not extended (it then goes on as it was)."""
+    """The session is not admitted, or not extended (it then goes on as it was).
+
+    `is_incomplete`: blocks have no server, so that there is no room to wait for.
+    """
 
     session_id: str
     client: str
     why: str
     retry_after_s: float
+    is_incomplete: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

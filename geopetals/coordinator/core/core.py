@@ -13,16 +13,17 @@ from geopetals.coordinator.core.fleet import Fleet
 from geopetals.coordinator.core.links import Links
 from geopetals.coordinator.core.members import Client, Server
 from geopetals.coordinator.core.placer import Placer
-from geopetals.coordinator.core.planner import PlanJob
 from geopetals.coordinator.core.planning import Planning
 from geopetals.coordinator.core.prices import Prices
 from geopetals.coordinator.core.settings import ModelFacts, Settings
+from geopetals.coordinator.core.subject import PlanJob, Subject
 from geopetals.coordinator.messages import LinkSample, Span
 
 _ABOUT_SESSIONS = (
     ev.SessionAsked,
     ev.SessionCancelled,
     ev.SessionResumed,
+    ev.SessionsHeld,
     ev.SessionExtended,
     ev.SessionClosed,
 )
@@ -92,12 +93,14 @@ class Core:
         opened = self.planning.open_job
         return opened.job if opened is not None and opened.job.number == number else None
 
-    def cluster(self) -> Cluster | None:
-        """The cluster of the last plan, or of now if there was none: `geopetals plan --objective push` gives that plan.
+    def subject(self) -> Subject | None:
+        """What the last plan was made of, or what one would be made of now if there was none; None without servers."""
+        return self.planning.subject(self.now)
 
-        None without servers.
-        """
-        return self.planning.cluster(self.now)
+    def cluster(self) -> Cluster | None:
+        """The cluster of `subject`: `geopetals plan --objective push` gives that plan."""
+        subject = self.subject()
+        return None if subject is None else subject.cluster
 
     def snapshot(self) -> dict[str, Any]:
         """Everything, as plain values: `restore` of it goes on as if nothing had happened."""
@@ -134,6 +137,9 @@ class Core:
             ev.SessionAsked: self._asked,
             ev.SessionCancelled: lambda event, now: self.desk.cancel(event.client, event.session_id, now),
             ev.SessionResumed: self._resumed,
+            ev.SessionsHeld: lambda event, now: self.desk.keep_only(
+                event.client, event.sessions, event.asked_before_s, now
+            ),
             ev.SessionExtended: lambda event, now: self.desk.extend(
                 event.client, event.session_id, event.max_length, now
             ),
@@ -152,6 +158,7 @@ class Core:
         server = self.servers.get(event.peer)
         if server is not None and server.present:
             self._measured(server.peer, event.report.links, now)
+            self.links.came(server.peer, event.report.rates)
             self.fleet.reported(server, event.report, now)
 
     def _server_lost(self, event: ev.ServerLost, now: float) -> None:

@@ -97,6 +97,15 @@ class SessionResumed(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SessionsHeld(Message):
+    """All sessions that a client has of those that it asked for before an instant."""
+
+    client: str
+    sessions: tuple[str, ...]
+    asked_before_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionExtended(Message):
     """A session asks for more tokens than it was admitted for."""
 
@@ -147,6 +156,7 @@ Event = (
     | SessionAsked
     | SessionCancelled
     | SessionResumed
+    | SessionsHeld
     | SessionExtended
     | SessionClosed
     | Tick

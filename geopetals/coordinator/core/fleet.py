@@ -51,7 +51,7 @@ class Fleet:
         if server is None:
             server = self._servers[peer] = Server(peer=peer, register=register)
         elif not is_as_it_was:
-            self._desk.leave_server(peer, now)
+            self._desk.leases.leave_server(peer, now)
         server.register, server.held, server.away_since, server.heard_at = register, held, None, now
         server.assigned, server.moving, server.serving = held, False, None
         server.epoch = max(server.epoch, register.epoch)
@@ -89,7 +89,7 @@ class Fleet:
             self.lost(server, now)
         server.assigned, server.held, server.moving, server.reported = None, None, False, {}
         self._placer.target.pop(server.peer, None)
-        self._desk.leave_server(server.peer, now)
+        self._desk.leases.leave_server(server.peer, now)
         missing = not self._placer.covers(self._placer.holding())
         self._placer.ask(f"{server.register.name or server.peer} {how}", now, at_once=missing, members=True)
 
@@ -103,7 +103,7 @@ class Fleet:
             is_over = away_s >= settings.server_grace_s and now >= self.outage_s + settings.return_s
             if is_over and server.assigned is not None:
                 self.gone(server, "was lost", now)
-            if away_s >= _FORGET_S and not self._desk.uses(server.peer):
+            if away_s >= _FORGET_S and not self._desk.leases.uses(server.peer):
                 self._forget(server, now)
         elif server.moving and now - server.assigned_at > settings.load_timeout_s:
             self._load_failed(server, "it took too long", None, now)
@@ -166,7 +166,7 @@ class Fleet:
             elif not server.moving:
                 server.moving, server.assigned_at = True, now
             if report.state == "loading":
-                self._desk.leave_server(server.peer, now)
+                self._desk.leases.leave_server(server.peer, now)
 
     def _ready(self, server: Server, span: Span, load_s: float | None, now: float) -> None:
         if server.moving and span != server.assigned:
@@ -175,7 +175,7 @@ class Fleet:
         server.moving, server.assigned, server.serving = False, span, span
         server.load_s = load_s if load_s is not None else server.load_s
         if was_moving:
-            self._desk.leave_server(server.peer, now)
+            self._desk.leases.leave_server(server.peer, now)
             server.failures = 0
         self._placer.target.setdefault(server.peer, span)
 
@@ -194,7 +194,7 @@ class Fleet:
             server.reported[use.session_id] = min(server.reported.get(use.session_id, 0) + use.block_tokens, total)
             self._desk.progress(use.session_id, use.tokens_used, now)
         booked = sum(
-            min(block_tokens, self._desk.booked_block_tokens(session_id, server.peer, if_closed=block_tokens))
+            min(block_tokens, self._desk.leases.booked_block_tokens(session_id, server.peer, if_closed=block_tokens))
             for session_id, block_tokens in server.reported.items()
         )
         used = min(max(total - report.cache.free, sum(server.reported.values())), total)

@@ -7,18 +7,20 @@ between the largest difference and the smallest sum of the two known ones. The e
 the distance. (Internet paths break the inequality now and then: the error is no bound.)
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from statistics import median
 from typing import Any
 
 import numpy as np
 
 from geopetals.coordinator.core.settings import Settings
+from geopetals.coordinator.messages import RateSample
 from geopetals.problem import Floats, Ints
 
 _KEPT = 3
 """Samples of a link, whose median counts: members send medians themselves, and a slow link has to show in seconds."""
 _LEAST_S, _MOST_S = 1e-6, 60.0
+_MOST_BYTES_PER_S = 1e12
 
 Pair = tuple[str, str]
 
@@ -32,6 +34,10 @@ class Links:
         self.relayed: dict[Pair, bool] = {}
         self.in_force: dict[Pair, float] = {}
         """What decisions go by."""
+        self.rates: dict[str, dict[str, float]] = {}
+        """Of each server, by sender: bytes a second in the large messages that came lately. For people: plans know a
+        line of each machine, and what came from one sender says too little about that.
+        """
         self.partners: dict[str, set[str]] = {}
         """Of each member those between whom and it something was measured."""
         self._touched: set[Pair] = set()
@@ -88,8 +94,15 @@ class Links:
         self._touched.clear()
         return any_change, largest
 
+    def came(self, receiver: str, rates: Iterable[RateSample]) -> None:
+        """What a server says of now."""
+        self.rates[receiver] = {rate.peer_id: min(rate.bytes_per_s, _MOST_BYTES_PER_S) for rate in rates}
+        if not self.rates[receiver]:
+            del self.rates[receiver]
+
     def forget(self, member: str) -> None:
         """The member is gone for good."""
+        self.rates.pop(member, None)
         for pair in [pair_of(member, other) for other in sorted(self.partners.get(member, ()))]:
             del self._samples[pair]
             for end, other in (pair, pair[::-1]):
@@ -131,6 +144,7 @@ class Links:
             "relayed": [[*pair, relayed] for pair, relayed in self.relayed.items()],
             "in_force": [[*pair, rtt_s] for pair, rtt_s in self.in_force.items()],
             "touched": [list(pair) for pair in sorted(self._touched)],
+            "rates": self.rates,
         }
 
     def restore(self, raw: dict[str, Any]) -> None:
@@ -140,6 +154,7 @@ class Links:
         self.relayed = {(one, other): relayed for one, other, relayed in raw["relayed"]}
         self.in_force = {(one, other): rtt_s for one, other, rtt_s in raw["in_force"]}
         self._touched = {(one, other) for one, other in raw["touched"]}
+        self.rates = {receiver: dict(rates) for receiver, rates in raw.get("rates", {}).items()}
 
     def _met(self, pair: Pair) -> None:
         for one, other in (pair, pair[::-1]):

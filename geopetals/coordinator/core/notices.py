@@ -52,15 +52,24 @@ class Notices:
         if session.told_start_s is None or is_off(session.start_s, session.told_start_s, now):
             self.queued(session, position, now)
 
-    def refused(self, session: Session, why: str, retry_after_s: float) -> None:
+    def refused(self, session: Session, why: str, retry_after_s: float, *, is_incomplete: bool = False) -> None:
         """It never had cache."""
         self.counts["refused"] += 1
-        self.denied(session.session_id, session.client, why, retry_after_s)
+        self.denied(session.session_id, session.client, why, retry_after_s, is_incomplete=is_incomplete)
 
-    def denied(self, session_id: str, client: str, why: str, retry_after_s: float = 0.0) -> None:
+    def denied(
+        self, session_id: str, client: str, why: str, retry_after_s: float = 0.0, *, is_incomplete: bool = False
+    ) -> None:
         """A wish is not fulfilled."""
-        retry_after_s = min(retry_after_s, self._longest_s)
-        self._out.append(Refused(session_id=session_id, client=client, why=why, retry_after_s=retry_after_s))
+        self._out.append(
+            Refused(
+                session_id=session_id,
+                client=client,
+                why=why,
+                retry_after_s=min(retry_after_s, self._longest_s),
+                is_incomplete=is_incomplete,
+            )
+        )
 
     def ended(self, session: Session, why: str) -> None:
         self.counts["ended"] += 1

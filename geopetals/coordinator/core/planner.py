@@ -1,12 +1,13 @@
 """Plans: the one that `geopetals plan` makes of the same cluster, and what becomes of the swarm without a new one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from geopetals.cluster import Cluster, to_problem
+from geopetals.cluster import to_problem
 from geopetals.coordinator.core.plans import Layout, Plans
+from geopetals.coordinator.core.subject import PlanJob
 from geopetals.coordinator.messages import Span
 from geopetals.errors import GeoPetalsError, UnsupportedInput
 from geopetals.placement.cg_bp import blocks_to_hold
@@ -24,23 +25,9 @@ METHOD: Method = "search"
 """As `geopetals plan` by default."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanJob:
-    """Everything a plan depends on."""
-
-    number: int
-    cluster: Cluster
-    holding: Mapping[str, Span]
-    """What servers hold or are about to hold; the others are idle."""
-    horizon_s: float = 3600.0
-    block_load_s: float = 0.0
-    """What loading a block takes, in the mean."""
-    seed: int = 0
-
-
 def make_plan(job: PlanJob) -> Plans:
     """Pure, and may take seconds for hundreds of servers."""
-    names = [str(server.id) for server in job.cluster.servers]
+    names = job.subject.names()
     try:
         problem = to_problem(job.cluster)
         found = place(job.cluster, problem, StockSwarm(job.cluster, problem), METHOD, "push", Budget(seed=job.seed))

@@ -4,17 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from geopetals.cluster import Cluster, ServerSpec
+from geopetals.cluster import ServerSpec
 from geopetals.coordinator.core.actions import Action, MakePlan
 from geopetals.coordinator.core.demand import Demand
 from geopetals.coordinator.core.links import Links
 from geopetals.coordinator.core.members import Client, Server
 from geopetals.coordinator.core.placer import Placer
-from geopetals.coordinator.core.planner import PlanJob, fill, make_plan, placement_of
+from geopetals.coordinator.core.planner import fill, make_plan, placement_of
 from geopetals.coordinator.core.plans import Plans
 from geopetals.coordinator.core.prices import Prices
 from geopetals.coordinator.core.settings import ModelFacts, Settings
-from geopetals.coordinator.core.view import Work, plan_clients, plan_cluster, problem_of
+from geopetals.coordinator.core.subject import PlanJob, Subject
+from geopetals.coordinator.core.view import Work, plan_clients, problem_of
 from geopetals.coordinator.messages import Span
 
 _PLAN_CLIENTS = 20
@@ -53,8 +54,8 @@ class Planning:
         self._servers, self._specs, self._clients = servers, specs, clients
         self._links, self._demand, self._placer, self._prices, self._out = links, demand, placer, prices, out
         self.open_job: OpenJob | None = None
-        self.planned_on: Cluster | None = None
-        """The cluster of the last plan; not part of a snapshot."""
+        self.planned_on: Subject | None = None
+        """What the last plan was made of; not part of a snapshot."""
         self.made_count = 0
         self._planned_rate = 0.0
         self._demand_checked = 0.0
@@ -73,7 +74,7 @@ class Planning:
         rates = [each.register.profile.load_bytes_s or self._settings.load_bytes_per_s for each in present]
         job = PlanJob(
             number=self.made_count,
-            cluster=self._cluster(work, present, now),
+            subject=self._subject(work, present, now),
             holding=self._placer.holding(),
             horizon_s=self._settings.horizon_s,
             block_load_s=self._model.block_bytes * sum(1 / rate for rate in rates) / len(rates),
@@ -93,22 +94,21 @@ class Planning:
         self.open_job = None
         job, work = opened.job, opened.work
         names = {server.peer for server in self._planned_for(now)}
-        if names != {str(server.id) for server in job.cluster.servers} or job.holding != self._placer.holding():
+        if names != set(job.subject.names()) or job.holding != self._placer.holding():
             self._placer.ask(opened.reason, now, at_once=True, members=opened.members)
             return
         self._placer.decide(plans, work.arrivals_per_s, opened.reason, now, members=opened.members)
-        self.planned_on, self._planned_rate, self._demand_checked = job.cluster, work.arrivals_per_s, now
+        self.planned_on, self._planned_rate, self._demand_checked = job.subject, work.arrivals_per_s, now
         before = self._prices.work
         if (work.prompt_tokens, work.output_tokens) != (before.prompt_tokens, before.output_tokens):
-            self._prices.work = work
-            self._prices.rebuild(now)
+            self._prices.rework(work, now)
 
-    def cluster(self, now: float) -> Cluster | None:
+    def subject(self, now: float) -> Subject | None:
         """Of the last plan, or of now if there was none; None without servers."""
         present = self._planned_for(now)
         if self.planned_on is not None or not present:
             return self.planned_on
-        return self._cluster(self._mean_work(now), present, now)
+        return self._subject(self._mean_work(now), present, now)
 
     def is_enough(self, now: float) -> bool:
         """Whether all blocks fit into the memory of those that are there, so that a plan of all can be made."""
@@ -173,11 +173,11 @@ class Planning:
             shares={client: share / total for client, share in known.items()},
         )
 
-    def _cluster(self, work: Work, present: list[Server], now: float) -> Cluster:
-        """Of those that are there; who failed to load keeps what it has."""
+    def _subject(self, work: Work, present: list[Server], now: float) -> Subject:
+        """Those that are there; who failed to load keeps what it has."""
         rtts, _ = self._links.matrix(plan_clients(work), [server.peer for server in present])
-        specs = [self._spec(server, now) for server in present]
-        return plan_cluster(self._model, work, specs, rtts, name=self._model.name[:100])
+        specs = tuple(self._spec(server, now) for server in present)
+        return Subject(model=self._model, work=work, servers=specs, rtts=rtts, name=self._model.name[:100])
 
     def _spec(self, server: Server, now: float) -> ServerSpec:
         spec = self._specs[server.peer]

@@ -43,7 +43,7 @@ class Prices:
         self._priced_at = 0.0
 
     def rebuild(self, now: float) -> None:
-        """Servers have come or gone, or sessions are priced anew."""
+        """Servers have come or gone."""
         for member in [
             each for each in self._links.partners if each not in self._servers and each not in self._clients
         ]:
@@ -54,10 +54,15 @@ class Prices:
         self.client_rows = [ANYONE, *self._clients]
         self._priced_at, self.new_rows = now, False
         capacities = {peer: self.capacity(server) for peer, server in self._servers.items()}
-        self._desk.books = (
-            Books(self.world(), list(self._servers), self.client_rows, capacities) if self._servers else None
-        )
-        self._desk.rebuilt(now)
+        books = Books(self.world(), list(self._servers), self.client_rows, capacities) if self._servers else None
+        self._desk.rebuilt(books, now)
+
+    def rework(self, work: Work, now: float) -> None:
+        """Sessions have become other ones on average: they are priced anew, and what is booked stays."""
+        self.work = work
+        if self._desk.books is not None:
+            self._desk.books.reprice(self.world(), self.client_rows)
+            self._desk.changed(now)
 
     def refresh(self, now: float) -> float:
         """Take links into account that have changed, and new clients; not for every one of them.

@@ -1,18 +1,24 @@
 """A recorded log through the simulator: the same decisions, or where they differ.
 
-The log is what whoever drives the core writes down: each event with its instant and the actions that followed. Replay
-feeds the events to a new core from an agenda in simulated time, as the simulator feeds arrivals to a policy.
+The log is what whoever drives the core writes down: each event with its instant and the actions that followed. The
+simulator's timeline lets them happen again, to a new core, as it lets sessions arrive and servers fail for a policy.
 What the log says of arrivals, lengths and outages can be simulated under other policies, too: see `trace`.
 """
 
-import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from geopetals.coordinator.core import events as ev
 from geopetals.coordinator.core.actions import action_to_dict
 from geopetals.coordinator.core.core import Core
+from geopetals.coordinator.core.planner import make_plan
+from geopetals.coordinator.core.plans import Plans
+from geopetals.coordinator.core.subject import PlanJob
+from geopetals.simulation.timeline import Source, Timeline
+
+Decisions = tuple[dict[str, Any], ...]
+Make = Callable[[PlanJob], Plans]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +27,7 @@ class Recorded:
 
     at_s: float
     event: dict[str, Any]
-    actions: tuple[dict[str, Any], ...] | None = None
+    actions: Decisions | None = None
     """None: they were not written down."""
 
 
@@ -32,37 +38,75 @@ class Difference:
     number: int
     at_s: float
     event: dict[str, Any]
-    recorded: tuple[dict[str, Any], ...]
-    replayed: tuple[dict[str, Any], ...]
+    recorded: Decisions
+    replayed: Decisions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
     """What a replay came to."""
 
-    decisions: tuple[tuple[float, tuple[dict[str, Any], ...]], ...]
+    decisions: tuple[tuple[float, Decisions], ...]
     """The actions after each event, and when."""
     differences: tuple[Difference, ...]
 
 
-def replay(core: Core, log: Iterable[Recorded], *, most_differences: int = 10) -> Replayed:
+class Replay:
+    """What the log says happens, as a source of the simulator's timeline."""
+
+    def __init__(self, core: Core, log: Iterable[Recorded], *, make: Make | None, most_differences: int) -> None:
+        self._core, self._log, self._make, self._most = core, iter(log), make, most_differences
+        self._timeline = Timeline(Source(self._next_s, self._happen))
+        self._number = 0
+        self._next = next(self._log, None)
+        self._decisions: list[tuple[float, Decisions]] = []
+        self._differences: list[Difference] = []
+
+    def run(self) -> Replayed:
+        while self._timeline.advance():
+            pass
+        return Replayed(decisions=tuple(self._decisions), differences=tuple(self._differences))
+
+    def _next_s(self) -> float:
+        return float("inf") if self._next is None else self._next.at_s
+
+    def _happen(self) -> None:
+        entry = self._next
+        assert entry is not None, "what happens has been recorded"
+        event, now = ev.event_from_dict(entry.event), self._timeline.now
+        if isinstance(event, ev.PlanMade):
+            self._plan_again(event, entry)
+        found = tuple(action_to_dict(action) for action in self._core.apply(event, now))
+        self._decisions.append((now, found))
+        if entry.actions is not None:
+            self._compare(entry, entry.actions, found)
+        self._next = next(self._log, None)
+        self._number += 1
+
+    def _plan_again(self, event: ev.PlanMade, entry: Recorded) -> None:
+        """What is placed where is decided outside of the core: of the same swarm the same plan has to come."""
+        job = self._core.plan_job(event.plans.number)
+        if self._make is not None and job is not None:
+            self._compare(entry, (event.plans.to_dict(),), (self._make(job).to_dict(),))
+
+    def _compare(self, entry: Recorded, recorded: Decisions, replayed: Decisions) -> None:
+        if recorded != replayed and len(self._differences) < self._most:
+            self._differences.append(
+                Difference(
+                    number=self._number, at_s=entry.at_s, event=entry.event, recorded=recorded, replayed=replayed
+                )
+            )
+
+
+def replay(
+    core: Core, log: Iterable[Recorded], *, make: Make | None = make_plan, most_differences: int = 10
+) -> Replayed:
     """Through a new core, or one restored from the snapshot before the log, of the same model, settings and seed.
 
-    Raises MessageError for what is no event.
+    make: makes the plans once more that were made then; None: takes them as they were. Raises MessageError for what is
+    no event.
     """
-    agenda = [(entry.at_s, number, entry) for number, entry in enumerate(log)]
-    heapq.heapify(agenda)
-    decisions: list[tuple[float, tuple[dict[str, Any], ...]]] = []
-    differences: list[Difference] = []
-    while agenda:
-        now, number, entry = heapq.heappop(agenda)
-        found = tuple(action_to_dict(action) for action in core.apply(ev.event_from_dict(entry.event), now))
-        decisions.append((now, found))
-        if entry.actions is not None and entry.actions != found and len(differences) < most_differences:
-            differences.append(
-                Difference(number=number, at_s=now, event=entry.event, recorded=entry.actions, replayed=found)
-            )
-    return Replayed(decisions=tuple(decisions), differences=tuple(differences))
+    return Replay(core, log, make=make, most_differences=most_differences).run()
 
 
 def trace(log: Sequence[Recorded]) -> list[tuple[float, str, int, int]]:

@@ -29,7 +29,7 @@ def take(core: "Core") -> dict[str, Any]:
         "outage_s": core.fleet.outage_s,
         "back_s": desk.back_s,
         "order": desk.order.to_dict(),
-        "closed": desk.closed,
+        "closed": desk.leases.closed,
         "finished": desk.finished,
         "counts": desk.notices.counts,
         "asked": desk.asked,
@@ -56,15 +56,14 @@ def restore(core: "Core", raw: dict[str, Any]) -> None:
     core.planning.restore(raw["planning"], core.now)
     core.fleet.outage_s, desk.back_s = raw.get("outage_s", 0.0), raw.get("back_s", 0.0)
     desk.order.restore(raw["order"])
-    desk.closed, desk.finished = dict(raw["closed"]), list(raw["finished"])
+    desk.leases.closed, desk.finished = dict(raw["closed"]), list(raw["finished"])
     desk.notices.counts, desk.asked = dict(raw["counts"]), raw["asked"]
     sessions = [Session.from_dict(each) for each in raw["sessions"]]
-    desk.sessions = {session.session_id: session for session in sessions}
+    desk.leases.restore(sessions)
     desk.waiting.restore([session for session in sessions if not session.admitted], stale=raw["stale"])
     desk.waiting.turn = raw["turn"]
-    desk.restore_ends()
     if raw["books"] is not None:
-        desk.books = _restored_books(core, raw["books"])
+        desk.leases.books = _restored_books(core, raw["books"])
 
 
 def _restored_books(core: "Core", raw: dict[str, Any]) -> Books:

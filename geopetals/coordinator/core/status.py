@@ -94,9 +94,16 @@ def _links(core: "Core") -> dict[str, Any]:
     shown = sorted(core.links.in_force.items())[:_SHOWN_LINKS]
     return {
         "measured": [[*pair, rtt_s, core.links.relayed.get(pair, False)] for pair, rtt_s in shown],
+        "rates": _rates(core),
         "estimated": len(estimated),
         "estimate_error_s": median(estimated) if estimated else None,
     }
+
+
+def _rates(core: "Core") -> list[list[Any]]:
+    """Sender, receiver, bytes a second in the large messages that came lately."""
+    known = core.links.rates.items()
+    return [[sender, server, rate] for server, rates in known for sender, rate in rates.items()][:_SHOWN_LINKS]
 
 
 def _session(session: Session, now: float) -> dict[str, Any]:

@@ -6,8 +6,11 @@ import random
 import numpy as np
 import pytest
 
+from geopetals.coordinator.core import Core
 from geopetals.coordinator.core.links import Links
 from geopetals.coordinator.core.settings import Settings
+from geopetals.coordinator.messages import RateSample
+from tests.coordinator.core.virtual_swarm import MODEL, VirtualSwarm, registration
 
 
 def test_one_slow_sample_changes_nothing_and_a_slow_link_does() -> None:
@@ -77,3 +80,21 @@ def test_clients_know_nothing_of_each_other_and_are_estimated_by_servers() -> No
     rtts, errors = links.matrix(["c1", "c2"], ["s1", "s2"])
     np.testing.assert_allclose(rtts, [[0.03, 0.03], [0.05, 0.05], [0.0, 0.01], [0.01, 0.0]])
     np.testing.assert_allclose(errors, [[0.0, 0.01], [0.0, 0.01], [0.0, 0.0], [0.0, 0.0]])
+
+
+def test_what_servers_receive_is_shown_as_they_said_it_last() -> None:
+    swarm = VirtualSwarm()
+    for name in ("s0", "s1"):
+        swarm.join(name, registration(memory_bytes=30_000_000))
+    swarm.run(10)
+    core = swarm.core
+    links = core.links
+    links.came("s0", (RateSample("c", 1e6), RateSample("s1", 2e6)))
+    assert core.status(swarm.now)["links"]["rates"] == [["c", "s0", 1e6], ["s1", "s0", 2e6]]
+    again = Core(MODEL, core.settings)
+    again.restore(core.snapshot())
+    assert again.links.rates == links.rates
+    links.came("s0", (RateSample("c", 3e6),))
+    assert core.status(swarm.now)["links"]["rates"] == [["c", "s0", 3e6]]
+    links.came("s0", ())
+    assert core.status(swarm.now)["links"]["rates"] == []

@@ -53,6 +53,20 @@ def test_a_session_that_nobody_remembers_is_booked_when_its_client_comes_back() 
     assert held(swarm) == before
 
 
+def test_sessions_that_a_client_comes_back_without_are_over() -> None:
+    swarm = small_swarm()
+    for name in ("kept", "lost"):
+        swarm.ask("c", name, prompt=32, output=32)
+    swarm.ask("d", "another's", prompt=32, output=32)
+    each, since_s = held(swarm) // 3, swarm.now + 0.5
+    swarm.run(1)
+    swarm.ask("c", "new", prompt=32, output=32)
+    swarm.tell(ev.SessionsHeld(client="c", sessions=("kept", "another's"), asked_before_s=since_s))
+    assert set(swarm.core.desk.sessions) == {"kept", "another's", "new"}
+    assert held(swarm) == 3 * each
+    assert swarm.sessions["lost"].ended
+
+
 def test_a_session_that_moved_is_booked_where_it_is() -> None:
     swarm = VirtualSwarm(check=invariants.check)
     for number in range(4):
