@@ -2,9 +2,10 @@
 
 Method. A tiny Llama on two servers, `geopetals api` as a process of its own, all on loopback. In turn, `--rounds` times
 each: the client library's generate() in this process, and the same prompt, greedy, through the API as a stream that a
-bare socket reads, so that the reader's JSON does not count. TPOT is compared: last token less first, by the tokens
-between them (a chunk may hold several: characters are only sent whole). `added_ms` is the difference of the medians.
-Both run the same library on the same swarm.
+bare socket reads, so that the reader's JSON does not count. TPOT is compared: time from the first chunk to the last, by
+the tokens that came after the first chunk (a chunk may hold several: characters are only sent whole). `added_ms` is the
+difference of the medians, `added_paired_ms` the median of the differences of rounds. Both run the same library on the
+same swarm.
 
     python benchmarks/gateway_overhead.py [--quick] [--out FILE]
 """
@@ -29,10 +30,12 @@ from geopetals.swarm.local import LocalSwarm
 from tests.live.commands import Command
 from tests.models import save_llama
 
-_TOKENS, _PROMPT = 100, "a prompt of some words"
+_TOKENS = 100
 
 
 class _Gaps(BaseStreamer):  # type: ignore[misc]
+    """When the prompt and each token came."""
+
     def __init__(self) -> None:
         self.times: list[float] = []
 
@@ -45,9 +48,10 @@ class _Gaps(BaseStreamer):  # type: ignore[misc]
 
 def _library(model: Any, ids: torch.Tensor) -> float:
     gaps = _Gaps()
-    options = {"max_new_tokens": _TOKENS, "min_new_tokens": _TOKENS, "do_sample": False}
-    model.generate(ids, attention_mask=torch.ones_like(ids), streamer=gaps, **options)
-    return _tpot_ms(gaps.times[1:])
+    model.generate(
+        ids, attention_mask=torch.ones_like(ids), streamer=gaps, max_new_tokens=_TOKENS, do_sample=False
+    )  # fmt: skip
+    return _tpot_ms([(1, at) for at in gaps.times[1:]])
 
 
 def _api(url: str, ids: torch.Tensor) -> float:
@@ -57,17 +61,27 @@ def _api(url: str, ids: torch.Tensor) -> float:
         {"model": "tiny", "prompt": prompt, "max_tokens": _TOKENS, "temperature": 0, "stream": True, "logprobs": 0}
     )
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-    times: list[float] = []
+    parts: list[tuple[bytes, float]] = []
     with socket.create_connection((host, int(port))) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.sendall((head + body).encode())
         while part := connection.recv(65536):
-            times += [time.perf_counter()] * part.count(b'"text":')
-    return _tpot_ms(times)
+            parts.append((part, time.perf_counter()))
+    return _tpot_ms([(_tokens_in(part), at) for part, at in parts if _tokens_in(part)])
 
 
-def _tpot_ms(times: list[float]) -> float:
-    return 1000 * (times[-1] - times[0]) / (_TOKENS - 1)
+def _tokens_in(part: bytes) -> int:
+    """A chunk lists its tokens, and is sent as one packet."""
+    events = [line.removeprefix(b"data: ") for line in part.splitlines() if line.startswith(b"data: {")]
+    return sum(len(json.loads(event)["choices"][0]["logprobs"]["tokens"]) for event in events)
+
+
+def _tpot_ms(came: list[tuple[int, float]]) -> float:
+    """Of how many tokens came when: the first ones are where the clock starts."""
+    tokens = sum(count for count, _ in came)
+    if tokens != _TOKENS:
+        raise RuntimeError(f"{tokens} tokens instead of {_TOKENS}: the model has ended its answer, take another prompt")
+    return 1000 * (came[-1][1] - came[0][1]) / (tokens - came[0][0])
 
 
 def main() -> int:
@@ -88,7 +102,7 @@ def main() -> int:
             model = AutoDistributedModelForCausalLM.from_pretrained(model_folder, join=swarm.token)
             try:
                 url = command.wait_line(r"(http://\S+)/v1", timeout_s=120).group(1)
-                ids = torch.arange(5, 25)[None]
+                ids = torch.arange(8, 28)[None]
                 _library(model, ids)
                 _api(url, ids)
                 for number in range(3 if args.quick else args.rounds):
@@ -101,6 +115,7 @@ def main() -> int:
         **percentiles("library_tpot_ms", library),
         **percentiles("api_tpot_ms", api),
         "added_ms": statistics.median(api) - statistics.median(library),
+        "added_paired_ms": statistics.median(one - other for one, other in zip(api, library, strict=True)),
     }
     write_results(args.out, summary=summary, runs=runs, seed=None)
     return 0

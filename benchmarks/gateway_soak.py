@@ -235,7 +235,8 @@ def main() -> int:
         "seconds_max": run["seconds_max"],
     }
     write_results(args.out, summary=summary, runs=[run], seed=_SEED)
-    return 0 if not (run["num_wrong"] or errors or run["tracebacks"]) else 1
+    leaks = max(summary["descriptors_grown"], summary["threads_grown"]) > 0
+    return 0 if not (run["num_wrong"] or errors or run["tracebacks"] or leaks) else 1
 
 
 if __name__ == "__main__":

@@ -15,13 +15,17 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class FakeHub:
-    """Serves one directory as one repository. `downloads` are the files asked for; `cut` ones end half-way."""
+    """Serves one directory as one repository. `downloads` are the files asked for; `cut` ones end half-way.
+
+    `card` is what the model's card says of it.
+    """
 
     def __init__(self, repo: str, directory: Path) -> None:
         self.repo = repo
         self.directory = directory
         self.downloads: list[str] = []
         self.cut: set[str] = set()
+        self.card: dict[str, object] = {}
 
     def info(self) -> dict[str, object]:
         siblings = [{"rfilename": path.name} for path in sorted(self.directory.iterdir())]
@@ -30,7 +34,8 @@ class FakeHub:
             "modelId": self.repo,
             "sha": COMMIT,
             "siblings": siblings,
-            "tags": [],
+            "tags": [f"license:{self.card['license']}"] if "license" in self.card else [],
+            "cardData": self.card,
             "private": False,
         }
 

@@ -1,6 +1,8 @@
 """The documentation is true where a machine can tell: links lead somewhere, commands exist, all metrics are named."""
 
+import ast
 import contextlib
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -15,6 +17,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md"), *(ROOT / "deploy").glob("*.md")])
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 BLOCK = re.compile(r"^```(?:sh|bash|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PLACEHOLDERS = {
     "MODEL": "a/model",
     "TOKEN": "gp1x",
@@ -80,6 +83,17 @@ def test_commands_in_code_blocks_exist_with_their_options(page: Path, capsys: py
         with contextlib.suppress(SystemExit):
             parser.parse_args([word for word in words if word != "&"])
         assert not (error := capsys.readouterr().err), f"{page.name}: {line}\n{error}"
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if PYTHON.search(page.read_text())], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_python_in_code_blocks_is_valid_and_imports_what_exists(page: Path) -> None:
+    for block in PYTHON.findall(page.read_text()):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                module = importlib.import_module(node.module)
+                assert not [alias.name for alias in node.names if not hasattr(module, alias.name)], node.module
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -16,6 +16,7 @@ from geopetals.errors import NetworkError, UnsupportedInput
 HELP = "answer OpenAI's HTTP API with a model that a swarm serves"
 _KEY_VARIABLE = "GEOPETALS_API_KEY"
 _BACKLOG = 2048
+_UNTAKEN_MS = 60_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +52,7 @@ def add_http_arguments(parser: argparse._ActionsContainer) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="name in the API (default: the model's)",
+        help="name in the API (default: the model's, of a directory its last part)",
     )
     parser.add_argument(
         "--max-running", type=options.positive_int, default=16, metavar="N", help="answers at a time (default: 16)"
@@ -85,6 +86,12 @@ def model_name(args: argparse.Namespace) -> str:
     return name
 
 
+def public_name(model: str) -> str:
+    """A model's name in the API: of a directory its last part, as where it is on this machine is nobody's business."""
+    path = Path(model).expanduser()
+    return path.resolve().name or model if path.is_dir() else model
+
+
 def serve(
     args: argparse.Namespace, model: Any, tokenizer: Any, *, name: str, until: Callable[[], object] | None = None
 ) -> bool:
@@ -100,7 +107,7 @@ def serve(
     keys = api_keys(args)
     limits = Limits(running=args.max_running, waiting=args.max_waiting, tokens=args.default_max_tokens)
     sock = bind(args.host, args.port)
-    engine = Engine(model, tokenizer, names=args.served_model_name or [name], limits=limits)
+    engine = Engine(model, tokenizer, names=args.served_model_name or [public_name(name)], limits=limits)
     server = Server(Gateway(engine, keys=keys, origins=args.cors_origin).app(), engine.give_up)
     host = f"[{args.host}]" if ":" in args.host else args.host
     guarded = f"{len(keys)} key{'s' * (len(keys) != 1)}" if keys else "no key: anybody who reaches this may ask"
@@ -132,6 +139,8 @@ def bind(host: str, port: int) -> Any:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: who takes not even the end of an answer is forgotten
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNTAKEN_MS)
         sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()

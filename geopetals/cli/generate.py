@@ -58,11 +58,13 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def open_model(args: argparse.Namespace) -> "tuple[DistributedModel, Any]":
-    """The model and its tokenizer."""
+    """The model and its tokenizer. What has to be downloaded is told on stderr."""
+    from geopetals.cli.downloads import Downloads
     from geopetals.client.model import AutoDistributedModelForCausalLM
     from geopetals.join_token import JoinToken
     from geopetals.swarm.checkpoint import Checkpoint
 
+    reporter = Downloads()
     name = args.model or (JoinToken.decode(args.join).model if args.join else None)
     model = AutoDistributedModelForCausalLM.from_pretrained(
         name,
@@ -72,9 +74,10 @@ def open_model(args: argparse.Namespace) -> "tuple[DistributedModel, Any]":
         revision=args.revision,
         dtype=args.dtype,
         device=args.device,
+        reporter=reporter,
         on_wait=_tell,
     )
-    return model, Checkpoint.open(str(name), revision=args.revision).tokenizer()
+    return model, Checkpoint.open(str(name), revision=args.revision, reporter=reporter).tokenizer()
 
 
 def _tell(waiting: object) -> None:

@@ -20,8 +20,8 @@ def serve_until_signal(config: ServerConfig, model: str) -> int:
     reporter = Console()
     if not is_loopback(config.host) and not config.is_coordinated:
         reporter.line(
-            f"warning: listening on {config.host}: whoever reaches this port can use this server, "
-            "until swarms have tickets"
+            f"warning: listening on {config.host}: whoever reaches this port can use this server; "
+            "swarms with a coordinator ask for tokens"
         )
     server = BlockServer(config, reporter, lambda ready: _tell(ready, config, model))
     with asyncio.Runner(loop_factory=new_event_loop) as runner:

@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[Response]]
 _BODY_TIMEOUT_S = 30.0
 _MOST_DISCARDED_BYTES = 64 * 2**20
-_READER_TIMEOUT_S = 60.0
-"""A reader who takes nothing for so long is given up: its session holds cache that others wait for."""
 _DONE = b"data: [DONE]\n\n"
 
 
@@ -213,20 +211,16 @@ class Gateway:
 
 
 class _EventStream(StreamingResponse):
-    """Ends when its reader is gone, or reads nothing for long."""
+    """Ends when its reader is gone."""
 
     def __init__(self, events: AsyncGenerator[bytes]) -> None:
         self._events = events
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def send_in_time(message: Any) -> None:
-            async with asyncio.timeout(_READER_TIMEOUT_S):
-                await send(message)
-
         try:
-            await super().__call__(scope, receive, send_in_time)
-        except (TimeoutError, ExceptionGroup, ClientDisconnect) as error:
+            await super().__call__(scope, receive, send)
+        except (ExceptionGroup, ClientDisconnect) as error:
             log.info("reader.lost reason=%r", error)
         finally:
             await self._events.aclose()

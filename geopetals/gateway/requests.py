@@ -196,8 +196,10 @@ def read_request(body: bytes, kind: type[Kind]) -> Kind:
 
 
 def _explain(error: ValidationError) -> ApiError:
-    """The first mistake."""
-    first = error.errors(include_url=False, include_input=False)[0]
+    """The first mistake; of a field that has several forms, that of the form which was meant: it goes deepest."""
+    errors = error.errors(include_url=False, include_input=False)
+    field = errors[0]["loc"][:1]
+    first = max((each for each in errors if each["loc"][:1] == field), key=lambda each: len(each["loc"]))
     where = [str(part) for part in first["loc"] if not _is_form(part)]
     param = ".".join(where) or None
     missing = first["type"] == "missing"

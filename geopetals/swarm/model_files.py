@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from geopetals.errors import CheckpointError
 from geopetals.progress import Advance, Reporter
+from geopetals.swarm.licence import stated_licence
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _LOOKUP_TIMEOUT_S = 10.0
@@ -99,9 +100,12 @@ class LocalFiles:
 class HubFiles:
     """A repository on the Hub at one commit; files are downloaded into the Hub's cache when they are asked for."""
 
-    def __init__(self, repo: str, *, revision: str, names: frozenset[str], reporter: Reporter) -> None:
+    def __init__(
+        self, repo: str, *, revision: str, names: frozenset[str], reporter: Reporter, licence: str | None = None
+    ) -> None:
         self._repo = repo
         self._reporter = reporter
+        self._licence = licence
         self.short_name = repo.rpartition("/")[2]
         self.revision: str | None = revision
         self._commit = revision
@@ -123,7 +127,7 @@ class HubFiles:
         names = frozenset(sibling.rfilename for sibling in info.siblings or [])
         if info.sha is None:
             raise CheckpointError(f"the Hugging Face Hub names no commit for {repo}; give --revision or a directory.")
-        files = cls(repo, revision=info.sha, names=names, reporter=reporter)
+        files = cls(repo, revision=info.sha, names=names, reporter=reporter, licence=stated_licence(info))
         if "config.json" in names and revision != info.sha:
             files._download(
                 "config.json", revision or "main"
@@ -137,8 +141,14 @@ class HubFiles:
     def fetch(self, name: str) -> Path:
         return self._download(name, self._commit)
 
+    def _terms(self, name: str) -> str:
+        """Who fetches weights is told under which licence they are."""
+        if not name.endswith(".safetensors"):
+            return ""
+        return f" of {self._repo} (licence: {self._licence or 'not stated'})"
+
     def _download(self, name: str, revision: str) -> Path:
-        bar = _bar_for(self._reporter, f"downloading {name}")
+        bar = _bar_for(self._reporter, f"downloading {name}{self._terms(name)}")
         try:
             with _quiet_hub():
                 return Path(hf_hub_download(self._repo, name, revision=revision, tqdm_class=bar))

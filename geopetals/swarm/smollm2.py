@@ -57,7 +57,7 @@ def _make(target: Path, reporter: Reporter) -> None:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     size = sum(file.stat().st_size for file in target.iterdir())
-    reporter.line(f"demo model: {NAME} from {source}, {size / 1e6:.0f} MB in {target}")
+    reporter.line(f"demo model: {NAME} (licence: Apache 2.0) from {source}, {size / 1e6:.0f} MB in {target}")
 
 
 def _fill(model: Path, scratch: Path, reporter: Reporter) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from geopetals.cli import build_parser
-from geopetals.cli.api import api_keys
+from geopetals.cli.api import api_keys, public_name
 from geopetals.errors import UnsupportedInput
 
 
@@ -41,6 +41,12 @@ def test_a_key_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
         api_keys(parse())
     with pytest.raises(UnsupportedInput, match="everybody"):
         api_keys(parse("--api-key", "a", "--no-api-key"))
+
+
+def test_the_api_does_not_tell_where_the_model_is(tmp_path: Path) -> None:
+    (tmp_path / "llama").mkdir()
+    assert public_name(str(tmp_path / "llama")) == "llama"
+    assert public_name("people/llama") == "people/llama"
 
 
 def test_others_are_let_in_without_a_key_only_where_that_is_said() -> None:

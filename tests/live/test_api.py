@@ -177,6 +177,41 @@ def test_stop_texts_end_an_answer(api: Api) -> None:
     assert cut.choices[0].finish_reason == "stop"
 
 
+def test_penalties_change_an_answer_as_they_would_the_local_models(
+    api: Api, local: PreTrainedModel, tokenizer: Any
+) -> None:
+    ids = tokenizer("abab").input_ids
+    chosen: list[int] = []
+    for _ in range(24):
+        inputs = torch.tensor([ids + chosen])
+        with torch.no_grad():
+            logits = local(inputs, attention_mask=torch.ones_like(inputs)).logits[0, -1]
+        for token in set(chosen):
+            logits[token] -= 1.5 * chosen.count(token) + 0.5
+        chosen.append(int(logits.argmax()))
+    answer = api.client.completions.create(
+        model=NAME, prompt="abab", max_tokens=24, temperature=0, frequency_penalty=1.5, presence_penalty=0.5
+    )
+    assert answer.choices[0].text == tokenizer.decode(chosen, skip_special_tokens=True)
+
+
+def test_choices_of_a_stream_come_side_by_side(api: Api) -> None:
+    chunks = api.client.chat.completions.create(
+        model=NAME, messages=[{"role": "user", "content": "x"}], n=2, seed=5, max_tokens=6, stream=True,
+        stream_options={"include_usage": True},
+    )  # fmt: skip
+    texts, ends, used = ["", ""], set[int](), 0
+    for chunk in chunks:
+        used = chunk.usage.completion_tokens if chunk.usage is not None else used
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            if choice.finish_reason is not None:
+                ends.add(choice.index)
+    assert ends == {0, 1}
+    assert texts[0] != texts[1]
+    assert used == 12
+
+
 def test_several_choices_and_prompts(api: Api) -> None:
     answer = api.client.completions.create(
         model=NAME, prompt=["one", "two"], n=2, max_tokens=5, temperature=1.0, seed=3, logprobs=2
