@@ -3,14 +3,16 @@
 
     serve.py TESTBED.json [arguments of run_server]
 
-TESTBED.json: {"device": DeviceSpec or null, "network_bit_per_s": number or null, "believed": file}. PETALS itself is
-not changed, but for what it meets at its borders:
+TESTBED.json: {"device": DeviceSpec or null, "network_bit_per_s": number or null, "believed": file, "turn": file or
+null}. PETALS itself is not changed, but for what it meets at its borders:
 
 * Every block that it makes, for its profiler as for its handlers, holds the emulated device while it computes: several
   blocks of one step follow one another, sessions are served one after another, as on a GPU that PETALS drives.
 * Its own rule for the number of blocks counts the emulated device's memory (unless --num_blocks or --block_indices).
 * Its speed test over the Internet gives the emulated link's figure; without one it fails, and PETALS takes its default.
 * What it announces of itself (rps, round trips, free cache) is appended to `believed`, one JSON object a line.
+* With a `turn` it measures itself when that file is there, and chooses its blocks without a random delay: servers can
+  start together, and yet have the machine's cores to themselves when they measure, and choose one after another.
 * It asks no package index for a newer version.
 """
 
@@ -90,6 +92,22 @@ def log_beliefs(server: Any, file: Path) -> None:
     server.declare_active_modules = declare_and_log
 
 
+def wait_for_turn(server: Any, file: Path) -> None:
+    measure, choose = server.get_server_throughput, server.Server._choose_blocks
+
+    def measure_in_turn(*arguments: Any, **options: Any) -> Any:
+        while not file.exists():
+            time.sleep(0.05)
+        return measure(*arguments, **options)
+
+    def choose_at_once(self: Any) -> Any:
+        self.mean_block_selection_delay = 0
+        return choose(self)
+
+    server.get_server_throughput = measure_in_turn
+    server.Server._choose_blocks = choose_at_once
+
+
 def _jsonable(info: Mapping[str, Any]) -> dict[str, Any]:
     """PETALS has infinities for servers that do not answer, JSON has none."""
     pings = {peer: s if math.isfinite(s) else None for peer, s in (info.get("next_pings") or {}).items()}
@@ -111,6 +129,8 @@ def main() -> None:
             emulate_memory(server, spec.memory_bytes)
     link, dilation = settings["network_bit_per_s"], 1.0 if spec is None else spec.dilation
     emulate_link(throughput, None if link is None else link / dilation)
+    if settings.get("turn"):
+        wait_for_turn(server, Path(settings["turn"]))
     log_beliefs(server, Path(settings["believed"]))
     run_server.main()
 

@@ -28,7 +28,9 @@ _POLL_S = 0.1
 class StockServerSpec:
     """`span` None: PETALS chooses the blocks, `num_blocks` of them; None: as many as fit the device's memory.
 
-    `address` is the IPv4 address of its host; `prefix` the words that start a process there.
+    `address` is the IPv4 address of its host; `prefix` the words that start a process there. `turn`: a file; when that
+    is there, the server measures itself and chooses its blocks at once. None: after PETALS' random delay. `rebalances`:
+    whether it takes other blocks later, of which its clients' sessions in progress learn by failing.
     """
 
     span: tuple[int, int] | None = None
@@ -39,6 +41,8 @@ class StockServerSpec:
     address: str = "127.0.0.1"
     prefix: tuple[str, ...] = ()
     num_handlers: int = 2
+    turn: Path | None = None
+    rebalances: bool = True
 
     def arguments(self) -> list[str]:
         """Of PETALS' run_server."""
@@ -55,6 +59,8 @@ class StockServerSpec:
             options["--num_blocks"] = str(self.num_blocks)
         if self.cache_tokens is not None:
             options["--attn_cache_tokens"] = str(self.cache_tokens)
+        if not self.rebalances:
+            options["--balance_quality"] = "0"
         if self.device is not None:
             options["--public_name"] = EMULATED_NAME + json.dumps(self.device.to_dict())
         return ["--no_auto_relay", *(word for option in options.items() for word in option)]
@@ -72,6 +78,7 @@ class StockServer:
         testbed = self._folder / "testbed.json"
         device = spec.device.to_dict() if spec.device is not None else None
         settings = {"device": device, "network_bit_per_s": spec.network_bit_per_s, "believed": str(self._believed)}
+        settings["turn"] = None if spec.turn is None else str(spec.turn)
         testbed.write_text(json.dumps(settings))
         join = ["--initial_peers", *peers] if peers else ["--new_swarm"]
         command = [str(python), str(STOCK_SCRIPTS / "serve.py"), str(testbed), str(model), "--dht_prefix", swarm]

@@ -1,0 +1,1 @@
+"""The live proof: scenarios on emulated hosts and devices, the systems that are compared, predictions and reports."""
