@@ -13,8 +13,8 @@ works for one after another: overhead(n) grows with n. Predicted, per token:
     n sessions that are computed together   B + overhead(n)               B = 6 * (4 ms + n * 1 ms)
 
 as software's work for one session is hidden behind the device's for another where they are computed one by one; and for
-the first token of one session 6 * (2 ms + 64 * 0.2 ms) + overhead(1), counted from when its cache is reserved.
-`off_percent` is what lies outside.
+the first token of one session 6 * (2 ms + 64 * 0.2 ms) + the overhead of a prompt, measured in the same way and
+counted from when its cache is reserved. `off_percent` is what lies outside.
 We compute sessions together, stock PETALS does not (BATCHES). Three rounds, stock PETALS beside us in each; its own
 profiler should believe 200 tokens/s per block (`stock_believed_inference_rps`).
 
@@ -150,15 +150,23 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, float]:
             summary[f"{system}_itl_ms_{sessions}_sessions"] = measured_ms
             summary[f"{system}_predicted_ms_{sessions}_sessions"] = predicted_ms[1]
             summary[f"{system}_off_percent_{sessions}_sessions"] = _off_percent(measured_ms, *predicted_ms)
-        overhead_ms = _overhead_ms(here, 1)
-        alone = [run for run in here if run["slow"] and run["sessions"] == 1]
-        prefill_ms = 1000 * _SLOW.prefill_s(blocks=NUM_BLOCKS, tokens=_PROMPT) + overhead_ms
-        measured_ms = statistics.median(run["prefill_ms"] for run in alone)
+        summary[f"{system}_prefill_overhead_ms"] = overhead_ms = _prefill_ms(here, slow=False) - _prompt_ms(_FAST)
+        measured_ms, prefill_ms = _prefill_ms(here, slow=True), _prompt_ms(_SLOW) + overhead_ms
         summary[f"{system}_prefill_off_percent"] = _off_percent(measured_ms, prefill_ms, prefill_ms)
-        summary[f"{system}_believed_inference_rps"] = statistics.median(run["inference_rps"] for run in alone)
+        summary[f"{system}_believed_inference_rps"] = statistics.median(
+            run["inference_rps"] for run in here if run["slow"] and run["sessions"] == 1
+        )
         summary[f"{system}_accepted_runs"] = sum(run["verdict"]["accepted"] for run in here)
         summary[f"{system}_runs"] = len(here)
     return summary
+
+
+def _prefill_ms(runs: list[dict[str, Any]], *, slow: bool) -> float:
+    return statistics.median(run["prefill_ms"] for run in runs if run["slow"] == slow and run["sessions"] == 1)
+
+
+def _prompt_ms(device: DeviceSpec) -> float:
+    return 1000 * device.prefill_s(blocks=NUM_BLOCKS, tokens=_PROMPT)
 
 
 def _steady_ms(runs: list[dict[str, Any]], sessions: int, *, slow: bool) -> float:
