@@ -31,10 +31,6 @@ def main() -> int:
     return 0
 
 
-def _socket() -> socket.socket:
-    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-
-
 def _serve(
     selector: selectors.BaseSelector, echo: socket.socket, out: socket.socket, port: int, others: list[str]
 ) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import psutil
 
 from geopetals.bench.lengths import Length
-from geopetals.bench.run import Outcome, RunRecord, run_load
+from geopetals.bench.run import Outcome, RunRecord, outcome_of, run_load
 from geopetals.bench.workers import Workers, WorkerSpec, started
 from geopetals.bench.workload import Load, Request, draw
 from geopetals.cluster import Cluster
@@ -89,13 +89,5 @@ def _ask(workers: Workers, request: Request, dilation: float) -> Outcome:
     event = got[1]
     error = event["error"] or {}
     wrong = not error and len(event["tokens"]) != request.output_tokens
-    return Outcome(
-        request=request,
-        late_s=event["began"] - due,
-        wait_s=None if event["opened"] is None else event["opened"] - due,
-        token_s=tuple(at - due for at in event["times"]),
-        tokens=tuple(event["tokens"]),
-        chain=tuple((peer, start, end) for peer, start, end in event["chain"]),
-        failure="WrongLength" if wrong else error.get("reason"),
-        message=error.get("message"),
-    )
+    failure = "WrongLength" if wrong else error.get("reason")
+    return outcome_of(request, event, due=due, failure=failure, message=error.get("message"))

@@ -147,16 +147,23 @@ class _Run:
             failure, message = "WrongLength", f"{len(event['tokens'])} tokens instead of {request.output_tokens}"
         elif event["ended"] - due > self._timeout_s:
             failure = TIMEOUT
-        self._outcomes[number] = Outcome(
-            request=request,
-            late_s=event["began"] - due,
-            wait_s=None if event["opened"] is None else event["opened"] - due,
-            token_s=tuple(at - due for at in event["times"]),
-            tokens=tuple(event["tokens"]),
-            chain=tuple((peer, start, end) for peer, start, end in event["chain"]),
-            failure=failure,
-            message=message,
-        )
+        self._outcomes[number] = outcome_of(request, event, due=due, failure=failure, message=message)
+
+
+def outcome_of(
+    request: Request, event: Mapping[str, Any], *, due: float, failure: str | None, message: str | None
+) -> Outcome:
+    """What a worker says of a request that was due then, on this machine's monotonic clock."""
+    return Outcome(
+        request=request,
+        late_s=event["began"] - due,
+        wait_s=None if event["opened"] is None else event["opened"] - due,
+        token_s=tuple(at - due for at in event["times"]),
+        tokens=tuple(event["tokens"]),
+        chain=tuple((peer, start, end) for peer, start, end in event["chain"]),
+        failure=failure,
+        message=message,
+    )
 
 
 def _line(request: Request) -> bytes:
